@@ -1,0 +1,65 @@
+"""Preference losses, one small file each, found automatically.
+
+`LOSSES` maps names to classes; `get("dpo", beta=0.1)` builds one. A loss defined elsewhere (in a notebook cell, say)
+works everywhere a loss is accepted and needs no registration.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from theory._check import POSITIVE, REAL, Interval, unknown
+from theory.losses._base import Claims, Loss, MarginForm, MarginLoss, Pair, parameter
+
+__all__ = [
+    "LOSSES",
+    "POSITIVE",
+    "REAL",
+    "Claims",
+    "Interval",
+    "Loss",
+    "MarginForm",
+    "MarginLoss",
+    "Pair",
+    "get",
+    "parameter",
+]
+
+
+def _discover() -> dict[str, type[Loss]]:
+    """Every public Loss class defined in a public module of this package, by name, in order of module and line."""
+    found: dict[str, type[Loss]] = {}
+    for info in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
+        if info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        here = [
+            c
+            for c in vars(module).values()
+            if inspect.isclass(c) and issubclass(c, Loss) and c.__module__ == module.__name__ and c.__name__[0] != "_"
+        ]
+        if not here:
+            raise ImportError(f"theory/losses/{info.name}.py defines no loss")
+        for loss in here:
+            if not loss.name or not loss.reference:
+                raise ImportError(f"{loss.__name__} in theory/losses/{info.name}.py must set name and reference")
+            if loss.name in found:
+                raise ImportError(f"two losses are named {loss.name!r}: {found[loss.name]} and {loss}")
+            found[loss.name] = loss
+    return found
+
+
+LOSSES: dict[str, type[Loss]] = _discover()
+
+
+def get(name: str, **parameters: Any) -> Loss:
+    """The loss called `name` with the given parameters; a ValueError names the nearest known ones otherwise."""
+    if name not in LOSSES:
+        raise ValueError(unknown("loss", name, LOSSES))
+    cls = LOSSES[name]
+    accepted = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+    for p in parameters:
+        if p not in accepted:
+            raise ValueError(f"loss {name!r}: " + unknown("parameter", p, accepted))
+    return cls(**parameters)

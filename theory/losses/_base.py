@@ -1,0 +1,265 @@
+"""What a preference loss is: one formula, its parameters and their domains, and claims that tests hold it to.
+
+A loss, as a numbered contract for authors of new ones:
+
+1. A frozen dataclass derived from `MarginLoss` (a function of ln pi(y+) - ln pi(y-) alone) or `Loss` (any other).
+2. Fields are the parameters, declared with `parameter(default, domain)`; the domain is enforced on construction.
+3. `formula(ops, y)` returns the loss of one sample as the paper prints it, in the primitives of `theory.ops`; `y` is a
+   `Pair` of log-probabilities. It is the only place where the loss is written.
+4. `name` and `reference` say what it is called and which equation it is; `claims` says what is true of it.
+5. `examples()` returns instances for tests, at least one of them generic (no parameter at a special value).
+6. Optional: `closed_slope(ops, y)` = G = -l'(u) and `closed_log_slope(ops, y)` = ln |G|, checked against automatic
+   differentiation; `minimiser`, `kinks` and `law` where they exist. Without closed slopes, automatic differentiation
+   (and mpmath where float64 underflows) is used.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, NamedTuple, Self
+
+import mpmath
+import numpy as np
+import sympy
+from numpy.typing import ArrayLike, NDArray
+
+from theory._check import REAL, Interval, check_number
+from theory.losses._laws import Law
+from theory.model import Sample
+from theory.ops import MPMATH, NUMPY, SYMPY, Ops, TorchOps
+
+Array = NDArray[np.float64]
+
+
+class Pair(NamedTuple):
+    """Log-probabilities of one sample (nats, summed over tokens); scalars, arrays, tensors or symbols."""
+
+    a: Any  # ln pi(y+ | x)
+    b: Any  # ln pi(y- | x)
+    a_ref: Any = 0.0  # the same under the reference model
+    b_ref: Any = 0.0
+    n_w: Any = 1  # |y+|, tokens
+    n_l: Any = 1  # |y-|
+
+    @property
+    def u(self) -> Any:
+        """The margin ln pi(y+) - ln pi(y-)."""
+        return self.a - self.b
+
+    @property
+    def u_ref(self) -> Any:
+        """The margin of the reference model."""
+        return self.a_ref - self.b_ref
+
+    @property
+    def m(self) -> Any:
+        """u - u_ref."""
+        return self.u - self.u_ref
+
+    @classmethod
+    def of_margin(cls, u: Any, u_ref: Any = 0.0) -> Self:
+        """A pair with the given margins, for losses that see nothing else."""
+        return cls(u, 0.0, u_ref, 0.0)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a loss says of itself; each is tested where it is claimed, and refuted where it is denied.
+
+    convex, decreasing (non-increasing in the margin everywhere), differentiable (continuous slope), reference_free
+    and nonnegative speak of the loss as a function of the margin.
+    """
+
+    convex: bool = True
+    decreasing: bool = True
+    differentiable: bool = True
+    reference_free: bool = False
+    nonnegative: bool = True
+
+
+def parameter(default: float, domain: Interval) -> Any:
+    """A dataclass field whose value must lie in `domain`."""
+    return dataclasses.field(default=default, metadata={"domain": domain})
+
+
+@cache
+def torch_ops() -> TorchOps:
+    return TorchOps()
+
+
+class Loss:
+    """A preference loss of one sample, a function of log-probabilities (see the module's contract)."""
+
+    name: ClassVar[str] = ""
+    reference: ClassVar[str] = ""
+    claims: Claims = Claims()
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            domain = f.metadata.get("domain", REAL)
+            value = check_number(getattr(self, f.name), f"{type(self).__name__}.{f.name}", domain)
+            object.__setattr__(self, f.name, value)
+
+    def formula(self, ops: Ops, y: Pair) -> Any:
+        """The loss of one sample, as the paper prints it."""
+        raise NotImplementedError(f"{type(self).__name__} must define formula(ops, y)")
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Instances for tests. Default: the default parameters."""
+        return (cls(),)
+
+    def value(self, y: Pair) -> Array:
+        """Loss of one sample or of arrays of samples, float64 (numpy)."""
+        return np.asarray(self.formula(NUMPY, Pair(*(np.asarray(x, dtype=np.float64) for x in y))))
+
+    def torch_value(self, y: Pair) -> Any:
+        """The same as a torch tensor, for automatic differentiation."""
+        return self.formula(torch_ops(), y)
+
+    def mpmath_value(self, y: Pair) -> Any:
+        """The same as an mpmath number at the caller's working precision (scalars)."""
+        return self.formula(MPMATH, Pair(*(mpmath.mpf(float(x)) for x in y)))
+
+    def incentives(self, y: Pair) -> tuple[Array, Array]:
+        """(d_w, d_l) = (-dL/da, +dL/db): how hard the loss pushes y+ up and y- down (automatic differentiation)."""
+        import torch
+
+        arrays = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in y))
+        a, b, *rest = (torch.tensor(x) for x in arrays)
+        a.requires_grad_(), b.requires_grad_()
+        total = self.torch_value(Pair(a, b, *rest)).sum()
+        grad_a, grad_b = torch.autograd.grad(total, (a, b), allow_unused=True)
+        zero = torch.zeros_like(a)
+        d_w = zero if grad_a is None else -grad_a
+        d_l = zero if grad_b is None else grad_b
+        return d_w.detach().numpy(), d_l.detach().numpy()
+
+    def margin(self, sample: Sample) -> "MarginForm | None":
+        """The one-dimensional form for this sample, or None if the loss is no function of the margin alone."""
+        return None
+
+    def latex(self) -> str:
+        """The formula as LaTeX, with symbols for parameters."""
+        names = {f.name: sympy.Symbol(f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        symbolic = object.__new__(type(self))
+        for name, symbol in names.items():
+            object.__setattr__(symbolic, name, symbol)
+        a, b, a_ref, b_ref, u, u_ref, n_w, n_l = sympy.symbols("a b a_ref b_ref u u_ref n_w n_l")
+        if isinstance(self, MarginLoss):
+            y = Pair.of_margin(u, u_ref)._replace(b=sympy.Integer(0), b_ref=sympy.Integer(0))
+        else:
+            y = Pair(a, b, a_ref, b_ref, n_w, n_l)
+        return sympy.latex(symbolic.formula(SYMPY, y), symbol_names={u_ref: r"u_{\mathrm{ref}}"})
+
+    def _repr_latex_(self) -> str:
+        return f"$\\ell = {self.latex()}$"
+
+
+class MarginLoss(Loss):
+    """A loss that depends on the sample only through u = ln pi(y+) - ln pi(y-) and the reference margin u_ref."""
+
+    def margin(self, sample: Sample) -> "MarginForm":
+        return MarginForm(self, np.float64(sample.reference_margin))
+
+    # A subclass may define closed_slope(ops, y) and closed_log_slope(ops, y); None means "differentiate".
+    closed_slope: ClassVar[Callable[..., Any] | None] = None
+    closed_log_slope: ClassVar[Callable[..., Any] | None] = None
+
+    def minimiser(self, u_ref: Any) -> Any:
+        """The smallest margin at which the loss is least, or None if it has no finite minimiser."""
+        return None
+
+    def zeros(self, u_ref: Any) -> tuple[Any, ...]:
+        """Margins where the slope vanishes (of a flat set, its lower end): where gradient flow stops."""
+        least = self.minimiser(u_ref)
+        return () if least is None else (least,)
+
+    def kinks(self, u_ref: Any) -> tuple[Any, ...]:
+        """Margins where the slope, or its derivative, jumps."""
+        return ()
+
+    def law(self, u_ref: Any) -> Law | None:
+        """The slope's form, if it is one for which the clock t(u) is elementary."""
+        return None
+
+
+@dataclass(frozen=True)
+class MarginForm:
+    """A margin loss seen along one axis: l(u) for a given reference margin. All methods take arrays of u (nats).
+
+    u_ref may itself be an array (a batch of samples); the methods then broadcast u against it.
+    """
+
+    loss: MarginLoss
+    u_ref: Any
+
+    def _pair(self, u: ArrayLike) -> Pair:
+        return Pair.of_margin(np.asarray(u, dtype=np.float64), self.u_ref)
+
+    def take(self, rows: Any) -> "MarginForm":
+        """The form of the given rows of a batch, shaped to broadcast against (rows, points)."""
+        return MarginForm(self.loss, np.atleast_1d(self.u_ref)[rows][:, None])
+
+    def value(self, u: ArrayLike) -> Array:
+        """l(u)."""
+        return self.loss.value(self._pair(u))
+
+    def slope(self, u: ArrayLike) -> Array:
+        """G(u) = -l'(u), positive where the loss pushes the margin up."""
+        y = self._pair(u)
+        if self.loss.closed_slope is not None:
+            return np.asarray(self.loss.closed_slope(NUMPY, y)) + np.zeros_like(y.u)
+        return self.loss.incentives(y)[0]
+
+    def log_slope(self, u: ArrayLike) -> Array:
+        """ln |G(u)|, finite wherever G is not exactly zero, however small."""
+        y = self._pair(u)
+        if self.loss.closed_log_slope is not None:
+            return np.asarray(self.loss.closed_log_slope(NUMPY, y)) + np.zeros_like(y.u)
+        with np.errstate(divide="ignore"):
+            out = np.log(np.abs(self.slope(u)))
+        if self.loss.closed_slope is None:
+            # Automatic differentiation in float64 underflows to 0 far out; many digits tell zero from tiny.
+            lost = (out < -690.0) & np.isfinite(y.u)
+            u_ref = np.broadcast_to(self.u_ref, out.shape)
+            for i in zip(*np.nonzero(lost), strict=True) if out.ndim else ([()] if lost else []):
+                result = log_slope_mpmath(self.loss, float(y.u[i]), float(u_ref[i]))
+                out = np.asarray(out)
+                out[i] = result
+        return out
+
+    @property
+    def minimiser(self) -> Any:
+        """Smallest margin of least loss, or None."""
+        return self.loss.minimiser(self.u_ref)
+
+    @property
+    def zeros(self) -> tuple[Any, ...]:
+        """Margins where the slope vanishes."""
+        return self.loss.zeros(self.u_ref)
+
+    @property
+    def kinks(self) -> tuple[Any, ...]:
+        """Margins where the slope or its derivative jumps."""
+        return self.loss.kinks(self.u_ref)
+
+    @property
+    def law(self) -> Law | None:
+        """The slope's elementary form, if it has one."""
+        return self.loss.law(self.u_ref)
+
+
+def log_slope_mpmath(loss: MarginLoss, u: float, u_ref: float, max_digits: int = 20_000) -> float:
+    """ln |l'(u)| by differencing the formula in as many digits as it takes; -inf if it is zero at `max_digits`."""
+    digits = 60
+    while digits <= max_digits:
+        with mpmath.workdps(digits):
+            reference = mpmath.mpf(u_ref)
+            slope = mpmath.diff(lambda x, r=reference: loss.formula(MPMATH, Pair.of_margin(x, r)), mpmath.mpf(u))
+            # Cancellation noise is about 10^-digits; a slope far above it is real.
+            if abs(slope) > mpmath.mpf(10) ** (-digits // 3):
+                return float(mpmath.log(abs(slope)))
+        digits *= 4
+    return -np.inf

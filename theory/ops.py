@@ -1,0 +1,204 @@
+r"""The primitives a loss is written in, on four backends.
+
+A loss is one Python function over this small namespace, so the same text gives numpy values, torch autodiff, mpmath
+digits and a sympy expression (LaTeX). Each primitive is stable on its whole range.
+
+Conventions: :math:`\sigma(x) = 1/(1+e^{-x})`; ``log_sigmoid`` is :math:`\ln\sigma`; ``softplus`` is
+:math:`\ln(1+e^x)`; ``relu`` is :math:`\max(0,x)` with slope 0 at its kink (TRL's and torch's choice);
+``step`` is 1 for x > 0 and 0 otherwise, the slope of ``relu``;
+``detach`` is the identity with gradient zero.
+"""
+
+from types import ModuleType
+from typing import Any, Protocol
+
+import mpmath
+import numpy as np
+import scipy.special
+import sympy
+
+
+class Ops(Protocol):
+    """What a formula may call."""
+
+    def exp(self, x: Any) -> Any: ...
+    def expm1(self, x: Any) -> Any: ...
+    def log(self, x: Any) -> Any: ...
+    def log1p(self, x: Any) -> Any: ...
+    def sigmoid(self, x: Any) -> Any: ...
+    def log_sigmoid(self, x: Any) -> Any: ...
+    def softplus(self, x: Any) -> Any: ...
+    def relu(self, x: Any) -> Any: ...
+    def step(self, x: Any) -> Any: ...
+    def detach(self, x: Any) -> Any: ...
+
+
+class NumpyOps:
+    """float64 arrays. Overflow gives inf, never a warning: the caller asked for that range."""
+
+    def exp(self, x: Any) -> Any:
+        with np.errstate(over="ignore"):
+            return np.exp(x)
+
+    def expm1(self, x: Any) -> Any:
+        with np.errstate(over="ignore"):
+            return np.expm1(x)
+
+    def log(self, x: Any) -> Any:
+        with np.errstate(divide="ignore"):
+            return np.log(x)
+
+    def log1p(self, x: Any) -> Any:
+        with np.errstate(divide="ignore"):
+            return np.log1p(x)
+
+    def sigmoid(self, x: Any) -> Any:
+        return scipy.special.expit(x)
+
+    def log_sigmoid(self, x: Any) -> Any:
+        return scipy.special.log_expit(x)
+
+    def softplus(self, x: Any) -> Any:
+        return np.logaddexp(0.0, x)
+
+    def relu(self, x: Any) -> Any:
+        return np.maximum(x, 0.0)
+
+    def step(self, x: Any) -> Any:
+        return np.where(np.asarray(x) > 0, 1.0, 0.0)
+
+    def detach(self, x: Any) -> Any:
+        return x
+
+
+class TorchOps:
+    """torch tensors, for automatic differentiation. torch is imported on first use."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch: ModuleType = torch
+
+    def _tensor(self, x: Any) -> Any:
+        return self._torch.as_tensor(x, dtype=self._torch.float64) if not self._torch.is_tensor(x) else x
+
+    def exp(self, x: Any) -> Any:
+        return self._torch.exp(self._tensor(x))
+
+    def expm1(self, x: Any) -> Any:
+        return self._torch.expm1(self._tensor(x))
+
+    def log(self, x: Any) -> Any:
+        return self._torch.log(self._tensor(x))
+
+    def log1p(self, x: Any) -> Any:
+        return self._torch.log1p(self._tensor(x))
+
+    def sigmoid(self, x: Any) -> Any:
+        return self._torch.sigmoid(self._tensor(x))
+
+    def log_sigmoid(self, x: Any) -> Any:
+        return self._torch.nn.functional.logsigmoid(self._tensor(x))
+
+    def softplus(self, x: Any) -> Any:
+        return -self.log_sigmoid(-self._tensor(x))
+
+    def relu(self, x: Any) -> Any:
+        return self._torch.relu(self._tensor(x))
+
+    def step(self, x: Any) -> Any:
+        x = self._tensor(x)
+        return (x > 0).to(x.dtype)
+
+    def detach(self, x: Any) -> Any:
+        return self._tensor(x).detach()
+
+
+class MpmathOps:
+    """mpmath numbers at the working precision of the caller; scalars only."""
+
+    def exp(self, x: Any) -> Any:
+        return mpmath.exp(x)
+
+    def expm1(self, x: Any) -> Any:
+        return mpmath.expm1(x)
+
+    def log(self, x: Any) -> Any:
+        return mpmath.log(x)
+
+    def log1p(self, x: Any) -> Any:
+        return mpmath.log1p(x)
+
+    def sigmoid(self, x: Any) -> Any:
+        return 1 / (1 + mpmath.exp(-x))
+
+    def log_sigmoid(self, x: Any) -> Any:
+        return -mpmath.log1p(mpmath.exp(-x))
+
+    def softplus(self, x: Any) -> Any:
+        return mpmath.log1p(mpmath.exp(x))
+
+    def relu(self, x: Any) -> Any:
+        return x if x > 0 else mpmath.mpf(0)
+
+    def step(self, x: Any) -> Any:
+        return mpmath.mpf(1 if x > 0 else 0)
+
+    def detach(self, x: Any) -> Any:
+        return x
+
+
+class sigmoid(sympy.Function):
+    r"""The logistic function, kept by name so that formulas print as papers print them."""
+
+    nargs = 1
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        s = sigmoid(self.args[0])
+        return s * (1 - s)
+
+    def _eval_rewrite_as_exp(self, x: sympy.Expr, **_: Any) -> sympy.Expr:
+        return 1 / (1 + sympy.exp(-x))
+
+    def _latex(self, printer: Any, exp: Any = None) -> str:
+        power = f"^{{{exp}}}" if exp is not None else ""
+        return rf"\sigma{power}\left({printer._print(self.args[0])}\right)"
+
+
+class SympyOps:
+    """sympy expressions, for LaTeX and for proofs."""
+
+    def exp(self, x: Any) -> Any:
+        return sympy.exp(x)
+
+    def expm1(self, x: Any) -> Any:
+        return sympy.exp(x) - 1
+
+    def log(self, x: Any) -> Any:
+        return sympy.log(x)
+
+    def log1p(self, x: Any) -> Any:
+        return sympy.log(1 + x)
+
+    def sigmoid(self, x: Any) -> Any:
+        return sigmoid(x)
+
+    def log_sigmoid(self, x: Any) -> Any:
+        return sympy.log(sigmoid(x))
+
+    def softplus(self, x: Any) -> Any:
+        return sympy.log(1 + sympy.exp(x))
+
+    def relu(self, x: Any) -> Any:
+        return sympy.Max(0, x)
+
+    def step(self, x: Any) -> Any:
+        return sympy.Heaviside(x, 0)
+
+    def detach(self, x: Any) -> Any:
+        return x
+
+
+NUMPY = NumpyOps()
+MPMATH = MpmathOps()
+SYMPY = SympyOps()

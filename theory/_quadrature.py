@@ -50,9 +50,8 @@ def log_integrals(
         if np.isnan(top).any():
             raise SolverError("the slope of the loss is NaN along the path")
         shift = np.where(np.isfinite(top), top, 0.0)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             scaled = np.exp(values - shift[:, None])
-        with np.errstate(divide="ignore"):
             fine, coarse = scaled @ KRONROD, scaled @ GAUSS
             log_scale = shift + np.log(half)
             log_fine = np.where(top == np.inf, np.inf, np.log(fine) + log_scale)

@@ -20,6 +20,8 @@ from theory.motion import Motion
 Array = NDArray[np.float64]
 
 _EPS = float(np.finfo(float).eps)
+# Zero and infinite times, slopes and loss-times are legitimate values here; NaN is caught where it would matter.
+_infinities = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 _FAR = 1e300  # loss-times are capped here: nothing in range depends on a longer one
 
 
@@ -28,10 +30,10 @@ def _column(x: object, B: int) -> Array:
     return np.broadcast_to(np.asarray(x, dtype=np.float64), (B,))[:, None]
 
 
+@_infinities
 def log_expm1(x: Array) -> Array:
     """ln(e^x - 1) for x >= 0, without overflow or cancellation."""
-    with np.errstate(divide="ignore"):
-        return np.where(x > 30, x + np.log1p(-np.exp(-np.maximum(x, 30.0))), np.log(np.expm1(np.minimum(x, 30.0))))
+    return np.where(x > 30, x + np.log1p(-np.exp(-np.maximum(x, 30.0))), np.log(np.expm1(np.minimum(x, 30.0))))
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,15 @@ class Clock:
         return end
 
     @cached_property
+    @_infinities
     def sigma_stop(self) -> Array:
         """(B, 1) loss-time of the stop, possibly inf."""
-        with np.errstate(invalid="ignore"):
-            tau = self.motion.tau_at_margin(np.where(np.isfinite(self.stop), self.stop, self.motion.start)[:, None])
+        tau = self.motion.tau_at_margin(np.where(np.isfinite(self.stop), self.stop, self.motion.start)[:, None])
         sigma = np.abs(tau)
         return np.where(np.isfinite(self.stop)[:, None], sigma, np.inf)
 
     @cached_property
+    @_infinities
     def stop_is_reached(self) -> NDArray[np.bool_]:
         """(B, 1) whether the stop is reached in finite time: G vanishes there slower than linearly."""
         at_zero = np.zeros(len(self.stop), dtype=bool)
@@ -84,15 +87,16 @@ class Clock:
         stop = np.where(at_zero, self.stop, self.motion.start)[:, None]
         span = np.maximum(np.abs(stop - self.motion.start[:, None]), 1e-300)
         near, far = (form.log_slope(stop - self.direction[:, None] * c * span) for c in (1e-6, 1e-3))
-        with np.errstate(invalid="ignore"):
-            order = (far - near) / np.log(1e3)  # G ~ distance^order
+        order = (far - near) / np.log(1e3)  # G ~ distance^order
         return (at_zero & (order[:, 0] < 1 - 1e-2))[:, None]
 
+    @_infinities
     def margin(self, sigma: Array) -> Array:
         """(B, T) margin at loss-time sigma, exactly `stop` at the stop."""
         u = self.motion.margin(self.direction[:, None] * np.minimum(sigma, _FAR))
         return np.where(sigma >= self.sigma_stop, self.stop[:, None], u)
 
+    @_infinities
     def sigma_at_margin(self, u: Array) -> Array:
         """(B, T) loss-time at which the margin is u; inf where it is only approached."""
         sigma = np.abs(self.motion.tau_at_margin(u))
@@ -100,6 +104,7 @@ class Clock:
 
     # ---- ln t(sigma)
 
+    @_infinities
     def log_time(self, sigma: Array) -> Array:
         """(B, T) ln t at loss-times sigma (B, T), each row non-decreasing."""
         closed = self._closed_log_time(sigma)
@@ -111,26 +116,25 @@ class Clock:
     def _closed_log_time(self, sigma: Array) -> Array | None:
         law, motion = self.form.law, self.motion
         B = len(motion.start)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            match law:
-                case ConstantSlope(rate, _):
-                    return np.log(sigma) - np.log(_column(rate, B))
-                case LinearSlope(rate, _) if motion.k.shape[1] == 1:
-                    w, K, Y, ratio = self._quadratic(_column(rate, B))
-                    s = self.direction[:, None] * np.minimum(sigma, self.sigma_stop)
-                    X = np.where(w == 0, s, np.expm1(2 * w * s))
-                    return np.log(-np.log1p(-X * (1 + ratio) / (Y + X * ratio))) - np.log(K)
-                case LogisticSlope(beta, centre) if motion.frozen.all():
-                    beta, K0 = _column(beta, B), motion.K0.sum(-1)[:, None]
-                    z0 = beta * (motion.start[:, None] - _column(centre, B))
-                    rise = beta * K0 * sigma
-                    return np.logaddexp(np.log(rise), z0 + log_expm1(rise)) - np.log(beta**2 * K0)
-                case ExponentialSlope(beta, centre) if motion.frozen.all():
-                    beta, K0 = _column(beta, B), motion.K0.sum(-1)[:, None]
-                    z0 = beta * (motion.start[:, None] - _column(centre, B))
-                    return z0 + log_expm1(beta * K0 * sigma) - np.log(beta**2 * K0)
-                case _:
-                    return None
+        match law:
+            case ConstantSlope(rate, _):
+                return np.log(sigma) - np.log(_column(rate, B))
+            case LinearSlope(rate, _) if motion.k.shape[1] == 1:
+                w, K, Y, ratio = self._quadratic(_column(rate, B))
+                s = self.direction[:, None] * np.minimum(sigma, self.sigma_stop)
+                X = np.where(w == 0, s, np.expm1(2 * w * s))
+                return np.log(-np.log1p(-X * (1 + ratio) / (Y + X * ratio))) - np.log(K)
+            case LogisticSlope(beta, centre) if motion.frozen.all():
+                beta, K0 = _column(beta, B), motion.K0.sum(-1)[:, None]
+                z0 = beta * (motion.start[:, None] - _column(centre, B))
+                rise = beta * K0 * sigma
+                return np.logaddexp(np.log(rise), z0 + log_expm1(rise)) - np.log(beta**2 * K0)
+            case ExponentialSlope(beta, centre) if motion.frozen.all():
+                beta, K0 = _column(beta, B), motion.K0.sum(-1)[:, None]
+                z0 = beta * (motion.start[:, None] - _column(centre, B))
+                return z0 + log_expm1(beta * K0 * sigma) - np.log(beta**2 * K0)
+            case _:
+                return None
 
     def _quadratic(self, rate: Array) -> tuple[Array, Array, Array, Array]:
         """w, c K(u*), Y = e^{2 w tau*} - 1 (or tau* where w = 0) and P Y / (P + Q/(1+Y)) of the explicit solution."""
@@ -181,13 +185,13 @@ class Clock:
                 "but the loss declares no zero there: define zeros(u_ref) or minimiser(u_ref)"
             )
         spread = np.abs(u[:, -1:] - u[:, :1])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            steepness = np.abs(value[:, -1:] - value[:, :1]) / spread
+        steepness = np.abs(value[:, -1:] - value[:, :1]) / spread
         size = np.abs(u) + np.abs(np.asarray(form.u_ref))
         return value, np.where(spread > 0, steepness * 4 * _EPS * size, 0.0) + 4 * _EPS
 
     # ---- sigma(ln t)
 
+    @_infinities
     def sigma_at(self, log_t: Array) -> Array:
         """(B, T) loss-time at ln t (B, T), each row non-decreasing."""
         closed = self._closed_sigma(log_t)
@@ -207,25 +211,24 @@ class Clock:
     def _closed_sigma(self, log_t: Array) -> Array | None:
         law, motion = self.form.law, self.motion
         B = len(motion.start)
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            match law:
-                case ConstantSlope(rate, _):
-                    return np.exp(log_t) * _column(rate, B)
-                case LinearSlope(rate, _) if motion.k.shape[1] == 1:
-                    w, K, Y, ratio = self._quadratic(_column(rate, B))
-                    decay = np.exp(-np.exp(log_t) * K)
-                    X = -np.expm1(-np.exp(log_t) * K) * Y / (1 + decay * ratio)
-                    return np.abs(np.where(w == 0, X, np.log1p(X) / np.where(w == 0, 1.0, 2 * w)))
-                case LogisticSlope(beta, centre) if motion.frozen.all():
-                    beta, K0 = _column(beta, B), motion.K0.sum(-1)[:, None]
-                    z0 = beta * (motion.start[:, None] - _column(centre, B))
-                    return self._logistic_rise(z0, log_t + np.log(beta**2 * K0)) / (beta * K0)
-                case ExponentialSlope(beta, centre) if motion.frozen.all():
-                    beta, K0 = _column(beta, B), motion.K0.sum(-1)[:, None]
-                    z0 = beta * (motion.start[:, None] - _column(centre, B))
-                    return np.logaddexp(0.0, log_t + np.log(beta**2 * K0) - z0) / (beta * K0)
-                case _:
-                    return None
+        match law:
+            case ConstantSlope(rate, _):
+                return np.exp(log_t) * _column(rate, B)
+            case LinearSlope(rate, _) if motion.k.shape[1] == 1:
+                w, K, Y, ratio = self._quadratic(_column(rate, B))
+                decay = np.exp(-np.exp(log_t) * K)
+                X = -np.expm1(-np.exp(log_t) * K) * Y / (1 + decay * ratio)
+                return np.abs(np.where(w == 0, X, np.log1p(X) / np.where(w == 0, 1.0, 2 * w)))
+            case LogisticSlope(beta, centre) if motion.frozen.all():
+                beta, K0 = _column(beta, B), motion.K0.sum(-1)[:, None]
+                z0 = beta * (motion.start[:, None] - _column(centre, B))
+                return self._logistic_rise(z0, log_t + np.log(beta**2 * K0)) / (beta * K0)
+            case ExponentialSlope(beta, centre) if motion.frozen.all():
+                beta, K0 = _column(beta, B), motion.K0.sum(-1)[:, None]
+                z0 = beta * (motion.start[:, None] - _column(centre, B))
+                return np.logaddexp(0.0, log_t + np.log(beta**2 * K0) - z0) / (beta * K0)
+            case _:
+                return None
 
     @staticmethod
     def _logistic_rise(z0: Array, log_T: Array) -> Array:
@@ -259,12 +262,11 @@ class Clock:
                 self._log_integrand(row.ravel(), s.reshape(-1, 1))[0].reshape(sigma.shape)
                 for s in (sigma, sigma + nudge)
             )
-            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-                growth = (f1 - f0) / nudge  # ln f is locally linear: t(s + x) = t + f (e^{growth x} - 1)/growth
-                ratio = np.expm1(np.clip(miss, -700, 700)) * np.exp(here - f0)
-                bent = np.log1p(growth * ratio) / growth
-                step = np.where(np.abs(growth * ratio) < 1e-12, ratio, bent)
-                step = np.where(np.isfinite(step), step, np.inf)
+            growth = (f1 - f0) / nudge  # ln f is locally linear: t(s + x) = t + f (e^{growth x} - 1)/growth
+            ratio = np.expm1(np.clip(miss, -700, 700)) * np.exp(here - f0)
+            bent = np.log1p(growth * ratio) / growth
+            step = np.where(np.abs(growth * ratio) < 1e-12, ratio, bent)
+            step = np.where(np.isfinite(step), step, np.inf)
             new = sigma + step
             bracketed = (new > lo) & (new < hi)
             middle = np.where(lo > 0, np.sqrt(lo) * np.sqrt(hi), hi / 1e3)
@@ -289,10 +291,9 @@ class Clock:
         rows = np.arange(len(grid))
         f = self._log_integrand(rows, grid)[0]
         f = np.where(np.isnan(f), np.inf, f)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            panels = np.logaddexp(f[:, 1:], f[:, :-1]) - np.log(2) + np.log(np.diff(grid, axis=1))
-            first = (f[:, 0] + np.log(grid[:, 0]))[:, None]
-            table = np.logaddexp.accumulate(np.concatenate([first, panels], axis=1), axis=1)
+        panels = np.logaddexp(f[:, 1:], f[:, :-1]) - np.log(2) + np.log(np.diff(grid, axis=1))
+        first = (f[:, 0] + np.log(grid[:, 0]))[:, None]
+        table = np.logaddexp.accumulate(np.concatenate([first, panels], axis=1), axis=1)
         out = np.empty_like(log_t)
         for i in rows:
             finite = np.isfinite(table[i]) & np.isfinite(f[i])

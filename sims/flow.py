@@ -1,0 +1,97 @@
+"""Gradient flow by automatic differentiation of the loss value and a general ODE solver.
+
+The independent route: nothing here knows a derivative of the loss, a closed path or a clock.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.integrate import solve_ivp
+from tqdm.auto import tqdm
+
+from sims.objective import Objective, stacked
+from sims.trajectory import Trajectory
+from theory._check import SolverError, check_number, check_times
+from theory.losses import Interval, Loss
+from theory.model import UnconstrainedFeatures
+
+_RATE = Interval(low=0.0, open_low=False)
+
+
+def gradient_flow(
+    model: UnconstrainedFeatures,
+    loss: Loss,
+    times: ArrayLike,
+    lr_unembedding: float = 1.0,
+    lr_hidden: float = 1.0,
+    *,
+    rtol: float = 1e-11,
+    atol: float = 1e-12,
+    method: str = "DOP853",
+    progress: bool = False,
+) -> Trajectory:
+    """dW/dt = -eta_W grad_W L, dH/dt = -eta_h grad_H L from the model's parameters, for any loss and data set.
+
+    times : (T,) non-decreasing, >= 0; the flow starts at t = 0 whether or not 0 is among them.
+
+    Raises
+    ------
+    ValueError : bad times, rates or loss.
+    SolverError : the integration fails or leaves float range; never a shortened trajectory.
+    """
+    return gradient_flow_batch(
+        [model], loss, times, lr_unembedding, lr_hidden, rtol=rtol, atol=atol, method=method, progress=progress
+    )[0]
+
+
+def gradient_flow_batch(
+    models: Sequence[UnconstrainedFeatures],
+    loss: Loss,
+    times: ArrayLike,
+    lr_unembedding: float = 1.0,
+    lr_hidden: float = 1.0,
+    *,
+    rtol: float = 1e-11,
+    atol: float = 1e-12,
+    method: str = "DOP853",
+    progress: bool = False,
+) -> list[Trajectory]:
+    """`gradient_flow` of many independent models of one shape, integrated together with common time steps."""
+    grid = check_times(times)
+    if not np.isfinite(grid).all():
+        raise ValueError(f"times must be finite, got {grid[-1]}")
+    eta_W = check_number(lr_unembedding, "lr_unembedding", _RATE)
+    eta_h = check_number(lr_hidden, "lr_hidden", _RATE)
+    if not models:
+        raise ValueError("models must not be empty")
+    objective = Objective.of(models, loss)
+    W0, H0 = stacked(models)
+    size_W = W0.numel()
+
+    with tqdm(total=float(grid[-1]), disable=not progress, desc="gradient flow", unit="t") as bar:
+
+        def velocity(t: float, state: Any) -> Any:
+            x = torch.from_numpy(np.ascontiguousarray(state))
+            W = x[:size_W].view_as(W0).requires_grad_()
+            H = x[size_W:].view_as(H0).requires_grad_()
+            grad_W, grad_H = torch.autograd.grad(objective(W, H).sum(), (W, H))
+            if progress and t > bar.n:
+                bar.update(t - bar.n)
+            return torch.cat([-eta_W * grad_W.reshape(-1), -eta_h * grad_H.reshape(-1)]).numpy()
+
+        start = torch.cat([W0.reshape(-1), H0.reshape(-1)]).numpy()
+        if grid[-1] == 0:
+            states = np.repeat(start[:, None], len(grid), axis=1)
+        else:
+            # solve_ivp wants strictly inside, strictly increasing points: integrate to each distinct time once.
+            distinct, back = np.unique(grid, return_inverse=True)
+            run = solve_ivp(velocity, (0.0, grid[-1]), start, method, t_eval=distinct, rtol=rtol, atol=atol)
+            if not run.success or run.y.shape[1] != len(distinct) or not np.isfinite(run.y).all():
+                raise SolverError(f"gradient flow of {loss!r} failed before t = {grid[-1]:g}: {run.message}")
+            states = run.y[:, back]
+    W = states[:size_W].T.reshape(len(grid), *W0.shape)
+    H = states[size_W:].T.reshape(len(grid), *H0.shape)
+    return [Trajectory(m, grid, W[:, i], H[:, i], "gradient flow") for i, m in enumerate(models)]

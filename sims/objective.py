@@ -1,0 +1,69 @@
+"""The training objective as torch code: the loss's value over log-probabilities of the model, and nothing else.
+
+Everything simulated differentiates this by automatic differentiation. It shares the loss formula with `theory`, and no
+other formula.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory.losses import Loss, Pair
+from theory.model import Context, UnconstrainedFeatures
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """Mean loss over samples, for B models that share vocabulary, contexts and responses (not parameters).
+
+    The references (B, samples) are those of each model's own samples.
+    """
+
+    loss: Loss
+    pairs: tuple[tuple[Any, Any], ...]  # per sample: (rows, tokens) of y+ and of y-
+    a_ref: Tensor
+    b_ref: Tensor
+
+    @classmethod
+    def of(cls, models: Sequence[UnconstrainedFeatures], loss: Loss) -> "Objective":
+        """From models of one shape; a ValueError names the first that differs."""
+        if not isinstance(loss, Loss):
+            raise ValueError(f"loss must be a theory.losses.Loss instance, got {loss!r}")
+        first = models[0]
+        for i, m in enumerate(models[1:], 1):
+            if _shape(m) != _shape(first):
+                raise ValueError(f"models must share vocabulary, contexts and responses; model {i} differs from model 0")
+        rows: dict[Context, int] = {c: i for i, c in enumerate(first.contexts)}
+        pairs = []
+        for s in first.samples:
+            where = [([rows[(s.prompt, y[:k])] for k in range(len(y))], list(y)) for y in s.responses[:2]]
+            pairs.append((where[0], where[1]))
+        references = np.array([[s.reference[:2] for s in m.samples] for m in models])  # type: ignore[index]
+        return cls(loss, tuple(pairs), torch.tensor(references[..., 0]), torch.tensor(references[..., 1]))
+
+    def __call__(self, W: Tensor, H: Tensor) -> Tensor:
+        """(B,) objective at W (B, V, d), H (B, n, d)."""
+        log_pi = torch.log_softmax(H @ W.transpose(1, 2), dim=-1)  # (B, n, V)
+        total = torch.zeros(len(W), dtype=W.dtype)
+        for i, ((rows_w, y_w), (rows_l, y_l)) in enumerate(self.pairs):
+            a = log_pi[:, rows_w, y_w].sum(-1)
+            b = log_pi[:, rows_l, y_l].sum(-1)
+            y = Pair(a, b, self.a_ref[:, i], self.b_ref[:, i], len(y_w), len(y_l))
+            total = total + self.loss.torch_value(y)
+        return total / len(self.pairs)
+
+
+def _shape(m: UnconstrainedFeatures) -> tuple[Any, ...]:
+    return m.V, m.d, m.contexts, tuple((s.prompt, s.responses) for s in m.samples)
+
+
+def stacked(models: Sequence[UnconstrainedFeatures]) -> tuple[Tensor, Tensor]:
+    """W (B, V, d) and H (B, n, d) of the models, float64."""
+    return (
+        torch.tensor(np.stack([m.W for m in models]), dtype=torch.float64),
+        torch.tensor(np.stack([m.H for m in models]), dtype=torch.float64),
+    )

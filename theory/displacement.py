@@ -167,17 +167,29 @@ def _log_odds(path: Path, tau: Array) -> Array:
     return logits - logits[:, int(path.plus[0])][:, None]
 
 
-def _light_cone_products(path: Path) -> tuple[Array, Array]:
-    """alpha, beta (V,): logit_z - <s, h>/2 = alpha x + beta/x of a one-mode path with w > 0, x = e^{w tau}."""
+def light_cone_products(path: Path) -> tuple[Array, Array]:
+    """alpha, beta (B, V): logit_z - <s, h>/2 = alpha x + beta/x of one-mode paths with w > 0, x = e^{w tau}."""
     motion = path.motion
-    w, k = float(motion.omega[0, 0]), float(motion.k[0, 0])
-    B1, B2 = path.first[0, :, 0], path.second[0, :, 0]
-    if motion.light_cone[0, 0]:
-        up, down = B1 / np.sqrt(8 * motion.eta_W), B2 / np.sqrt(8 * motion.eta_W)
-    else:
-        up, down = (B1 + k / w * B2) / 2, (B1 - k / w * B2) / 2
-    mean = lambda x: (x[path.plus[0]] + x[path.minus[0]]) / 2  # noqa: E731
-    return up - mean(up), down - mean(down)
+    ratio = (motion.k / motion.omega)[:, None, 0, None]  # (B, 1, 1)
+    B1, B2 = path.first, path.second
+    lc = motion.light_cone[:, None, :]
+    scale = np.sqrt(8 * motion.eta_W)
+    up, down = np.where(lc, B1 / scale, (B1 + ratio * B2) / 2), np.where(lc, B2 / scale, (B1 - ratio * B2) / 2)
+    rows = np.arange(len(up))
+    mean = lambda x: (x[rows, path.plus] + x[rows, path.minus])[:, None] / 2  # noqa: E731
+    return (up - mean(up))[..., 0], (down - mean(down))[..., 0]
+
+
+def rising_from(path: Path) -> Array:
+    """(B,) ln x beyond which every token's log-odds against y+ fall, so that ln pi(y+) rises for good (P > 0, w > 0).
+
+    Fujiwara's bound on the roots of the quartics P x^4 - 4 w alpha x^3 + 4 w beta x + Q of E4.
+    """
+    motion = path.motion
+    w, P, Q = (f[:, 0] for f in (motion.omega, motion.P, motion.Q))
+    alpha, beta = (np.abs(x).max(axis=1) for x in light_cone_products(path))
+    cubic, linear = 4 * w * alpha / P, 4 * w * beta / P
+    return np.log(2 * np.maximum.reduce([cubic, np.cbrt(linear), (Q / (2 * P)) ** 0.25, np.ones_like(w)]))
 
 
 def _stationary(path: Path, tokens: NDArray[np.intp]) -> Array:
@@ -188,7 +200,7 @@ def _stationary(path: Path, tokens: NDArray[np.intp]) -> Array:
     w, P, Q = (float(x[0, 0]) for x in (motion.omega, motion.P, motion.Q))
     if P == 0:
         return np.empty(0)
-    alpha, beta = (x[tokens] for x in _light_cone_products(path))
+    alpha, beta = (x[0, tokens] for x in light_cone_products(path))
     # P x^4 - 4 w alpha x^3 + 4 w beta x + Q = 0, by the eigenvalues of its companion matrices.
     companion = np.zeros((len(tokens), 4, 4))
     companion[:, 1, 0] = companion[:, 2, 1] = companion[:, 3, 2] = 1
@@ -205,12 +217,7 @@ def horizon(path: Path, sigma_stop: float, ahead: float) -> float:
     if np.isfinite(sigma_stop):
         return sigma_stop
     if motion.k.shape[1] == 1 and motion.omega[0, 0] > 0 and ahead > 0 and motion.P[0, 0] > 0:
-        # Fujiwara's bound on the roots of every token's quartic: beyond it all log-odds against y+ fall.
-        w, P, Q = (float(x[0, 0]) for x in (motion.omega, motion.P, motion.Q))
-        alpha, beta = _light_cone_products(path)
-        cubic, linear = 4 * w * np.abs(alpha).max() / P, 4 * w * np.abs(beta).max() / P
-        x = 2 * max(cubic, linear ** (1 / 3), (Q / (2 * P)) ** 0.25, 1.0)
-        return float(np.log(x) / w)
+        return float(rising_from(path)[0] / motion.omega[0, 0])
     return _settling_time(path, ahead)
 
 

@@ -82,16 +82,17 @@ def gradient_flow_batch(
                 bar.update(t - bar.n)
             return torch.cat([-eta_W * grad_W.reshape(-1), -eta_h * grad_H.reshape(-1)]).numpy()
 
-        start = torch.cat([W0.reshape(-1), H0.reshape(-1)]).numpy()
-        if grid[-1] == 0:
-            states = np.repeat(start[:, None], len(grid), axis=1)
-        else:
-            # solve_ivp wants strictly inside, strictly increasing points: integrate to each distinct time once.
-            distinct, back = np.unique(grid, return_inverse=True)
-            run = solve_ivp(velocity, (0.0, grid[-1]), start, method, t_eval=distinct, rtol=rtol, atol=atol)
-            if not run.success or run.y.shape[1] != len(distinct) or not np.isfinite(run.y).all():
-                raise SolverError(f"gradient flow of {loss!r} failed before t = {grid[-1]:g}: {run.message}")
-            states = run.y[:, back]
-    W = states[:size_W].T.reshape(len(grid), *W0.shape)
-    H = states[size_W:].T.reshape(len(grid), *H0.shape)
+        state = torch.cat([W0.reshape(-1), H0.reshape(-1)]).numpy()
+        states, now = [], 0.0
+        for t in grid:
+            # One integration per interval: a solver's dense output is less accurate than its steps.
+            if t > now:
+                run = solve_ivp(velocity, (now, t), state, method, t_eval=[t], rtol=rtol, atol=atol)
+                if not run.success or run.y.shape[1] != 1 or not np.isfinite(run.y).all():
+                    raise SolverError(f"gradient flow of {loss!r} failed before t = {t:g}: {run.message}")
+                state, now = run.y[:, 0], float(t)
+            states.append(state)
+    states = np.stack(states)  # (T, size)
+    W = states[:, :size_W].reshape(len(grid), *W0.shape)
+    H = states[:, size_W:].reshape(len(grid), *H0.shape)
     return [Trajectory(m, grid, W[:, i], H[:, i], "gradient flow") for i, m in enumerate(models)]

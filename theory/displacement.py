@@ -136,16 +136,16 @@ def critical_ratio(path: Path, alignment: Array) -> float:
     return float((1 - p[plus] + p[minus]) * (path.h0[0].sum(0) ** 2).sum() / -pull)
 
 
-def trough_bounds(path: Path, sigma_end: float, ahead: float, end_log: Array) -> tuple[float, float]:
+def trough_bounds(path: Path, sigma_end: float, ahead: float, stop: float, end_log: Array) -> tuple[float, float]:
     """(lower, upper) bounds on the lowest ln pi(y+) from D*, the largest log-odds of any other token against y+.
 
-    `end_log` (V,) is ln pi at the end of the flow.
+    `stop` is the margin and `end_log` (V,) is ln pi at the end of the flow.
     """
     others = np.ones(path.V, dtype=bool)
     others[[path.plus[0], path.minus[0]]] = False
-    u0 = float(path.motion.start[0])
+    lowest = min(float(path.motion.start[0]), stop)  # the margin is monotone along the path
     if not others.any():
-        return -float(np.logaddexp(0.0, -u0)), 0.0
+        return -float(np.logaddexp(0.0, -lowest)), -float(np.logaddexp(0.0, -lowest))
     sigma = _grid(path, sigma_end)
     odds = np.concatenate([_log_odds(path, ahead * s)[:, others] for s in np.array_split(sigma, 16) if s.size])
     best = odds.max()
@@ -157,7 +157,7 @@ def trough_bounds(path: Path, sigma_end: float, ahead: float, end_log: Array) ->
     if np.isneginf(end_log[path.plus[0]]):
         return -np.inf, -np.inf
     best = max(best, float(end_log[others].max()) - float(end_log[path.plus[0]]))
-    worst = np.logaddexp(np.logaddexp(0.0, -u0), np.log(others.sum()) + best)
+    worst = np.logaddexp(np.logaddexp(0.0, -lowest), np.log(others.sum()) + best)
     return -float(worst), -float(np.logaddexp(0.0, best))
 
 
@@ -282,11 +282,16 @@ def find_extrema(path: Path, sigma_end: float, ahead: float) -> Array:
             break
         nodes = (sigma[suspicious] + sigma[suspicious + 1]) / 2
     rate: Callable[[float], float] = lambda s: float(ahead * path.preferred(np.array([ahead * s]), 1)[1][0])  # noqa: E731
-    found = []
+
+    def crossing(left: float, right: float) -> float:
+        # On a node that is the extremum to rounding, the sign depends on how many points are evaluated at once.
+        at_left, at_right = rate(left), rate(right)
+        if np.sign(at_left) == np.sign(at_right):
+            return left if abs(at_left) < abs(at_right) else right
+        return float(brentq(rate, left, right, xtol=1e-15 * sigma_end + 1e-300, rtol=1e-14))
+
     sigma, g = sigma[g != 0], g[g != 0]  # underflow where pi(y+) is 1, or an extremum exactly on a node
-    for i in np.nonzero(np.sign(g[:-1]) != np.sign(g[1:]))[0]:
-        found.append(brentq(rate, sigma[i], sigma[i + 1], xtol=1e-15 * sigma_end + 1e-300, rtol=1e-14))
-    return np.array(found)
+    return np.array([crossing(sigma[i], sigma[i + 1]) for i in np.nonzero(np.sign(g[:-1]) != np.sign(g[1:]))[0]])
 
 
 def limit_log_probs(path: Path, stop: float, sigma_stop: float, ahead: float) -> Array:

@@ -231,7 +231,7 @@ class ExactFlow:
         back = self._last_return(sigma, values, sigma_end, f0, tolerance) if status == "transient" else None
         probs = np.exp(np.maximum.accumulate(values[::1]))
         trough_log = start_log if trough is start else end_log if trough is end else self._at(sigma[f.argmin()], ahead)
-        lower, upper = trough_bounds(path, sigma_end, ahead, end_log) if ahead else (f0, f0)
+        lower, upper = trough_bounds(path, sigma_end, ahead, self.stop_margin, end_log) if ahead else (f0, f0)
         return Displacement(
             status=status,
             initial_rate=G0 * rate0,

@@ -18,7 +18,7 @@ class CDPO(MarginLoss):
     eps: float = parameter(0.1, Interval(0.0, 0.5, open_low=False, typical=(0.05, 0.4)))
 
     name = "cdpo"
-    reference = "Mitchell 2023, A note on DPO with noisy preferences, eq. 3"
+    reference = "Mitchell 2023, A note on DPO with noisy preferences & IPO"
 
     @property
     def claims(self) -> Claims:  # type: ignore[override]

@@ -9,7 +9,7 @@ from theory.losses._base import Claims, MarginLoss, Pair, parameter
 from theory.losses._laws import ConstantSlope, ExponentialSlope, Law, LinearSlope, LogisticSlope
 from theory.ops import Ops
 
-_REFERENCE = "Tang et al. 2024 (arXiv 2402.05749), eq. 5 and table 1, "
+_REFERENCE = "Tang et al. 2024 (arXiv 2402.05749), "
 
 
 @dataclass(frozen=True)

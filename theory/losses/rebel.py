@@ -17,7 +17,7 @@ class REBEL(MarginLoss):
     reward_gap: float = parameter(1.0, REAL)
 
     name = "rebel"
-    reference = "Gao et al. 2024 (arXiv 2404.16767), eq. 1; Razin et al. 2024, App. B"
+    reference = "Gao et al. 2024 (arXiv 2404.16767); Razin et al. 2024, App. B"
     claims = Claims(decreasing=False)
 
     def formula(self, ops: Ops, y: Pair) -> Any:

@@ -76,7 +76,9 @@ def _demo(commands: Any) -> None:
         "Prints a table; writes figures, the data behind them and demo.json.",
         "displacement demo --out my-demo",
     )
-    c.add_argument("--out", type=Path, default=Path("displacement-demo"), help="folder for figures and data (%(default)s)")
+    c.add_argument(
+        "--out", type=Path, default=Path("displacement-demo"), help="folder for figures and data (%(default)s)"
+    )
     c.add_argument("--draws", type=int, default=500, help="random geometries per noise size (%(default)s)")
     c.add_argument("--seed", type=int, default=0, help="seed of those geometries (%(default)s)")
     _json_flag(c)
@@ -201,7 +203,9 @@ def _scan(commands: Any) -> None:
     )
     _file_arguments(c)
     c.add_argument("--tokens", help="comma-separated tokens whose ordered pairs are tried")
-    c.add_argument("--candidates", type=int, default=200, help="without --tokens: that many frequent words (%(default)s)")
+    c.add_argument(
+        "--candidates", type=int, default=200, help="without --tokens: that many frequent words (%(default)s)"
+    )
     c.add_argument("--top", type=int, default=20, help="pairs to list (%(default)s)")
     _json_flag(c)
 
@@ -269,8 +273,8 @@ def _bench(commands: Any) -> None:
         commands,
         "bench",
         run_bench,
-        "Time the exact solution against its rivals, side by side in one run. Prints a table of ratios: ODE solvers on\n"
-        "all parameters, on the moving ones and on the margin alone; dense and sparse training at language-model size.",
+        "Time the exact solution against its rivals, side by side in one run. Prints a table of ratios: ODE solvers\n"
+        "on all parameters, on the moving ones, on the margin alone; dense and sparse training at language-model size.",
         "displacement bench --quick",
     )
     c.add_argument("--quick", action="store_true", help="small sizes, about 20 s")

@@ -36,7 +36,9 @@ class Objective:
         first = models[0]
         for i, m in enumerate(models[1:], 1):
             if _shape(m) != _shape(first):
-                raise ValueError(f"models must share vocabulary, contexts and responses; model {i} differs from model 0")
+                raise ValueError(
+                    f"models must share vocabulary, contexts and responses; model {i} differs from model 0"
+                )
         rows: dict[Context, int] = {c: i for i, c in enumerate(first.contexts)}
         pairs = []
         for s in first.samples:

@@ -4,6 +4,7 @@ import dataclasses
 import html
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -77,13 +78,13 @@ def check_loss(loss: Loss) -> LossReport:
     if not isinstance(loss, Loss):
         raise ValueError(f"loss must be a theory.losses.Loss instance, got {loss!r}")
     checks: list[Check] = []
-    battery: list[Callable[[Loss], Iterator[Check]]] = [_contract, _values]
+    battery: list[Callable[..., Iterator[Check]]] = [_contract, _values]
     if isinstance(loss, MarginLoss):
         battery += [_slopes, _claims, _landmarks]
     for part in battery:
         try:
             checks.extend(part(loss))
-        except Exception as error:  # noqa: BLE001 a loss under test may raise anything; the report says what
+        except Exception as error:  # a loss under test may raise anything; the report says what
             checks.append(Check(part.__name__.strip("_"), False, f"raised {type(error).__name__}: {error}"))
     return LossReport(repr(loss), tuple(checks))
 
@@ -133,7 +134,7 @@ def _values(loss: Loss) -> Iterator[Check]:
     yield Check("no NaN up to margins of 1e4", not lost, cause)
 
 
-def _digits(loss: Loss, y: Pair, digits: int = 50) -> mpmath.mpf:
+def _digits(loss: Loss, y: Pair, digits: int = 50) -> Any:
     with mpmath.workdps(digits):
         return mpmath.mpf(loss.mpmath_value(y))
 
@@ -149,18 +150,20 @@ def _slopes(loss: MarginLoss) -> Iterator[Check]:
         gap = abs(float(loss.value(y)) - float(loss.value(moved)))
         if gap > shift + 1e-12:
             shift, where = gap, f"u = {float(y.u):g}"
-    detail = f"shifting both log-probabilities changes the loss by {shift:.2g} at {where}: derive from Loss" if where else ""
+    detail = f"shifting both ln pi changes the loss by {shift:.2g} at {where}: derive from Loss" if where else ""
     yield Check("depends on the margin alone", not where, detail)
     worst, place = 0.0, ""
     for form in _forms(loss):
         u = _off_kinks(form, _NEAR)
         with mpmath.workdps(40):
-            exact = np.array([float(-mpmath.diff(lambda x, f=form: _at(loss, x, f.u_ref), mpmath.mpf(float(v)))) for v in u])
+            value = lambda x, f=form: _at(loss, x, f.u_ref)  # noqa: E731
+            exact = np.array([float(-mpmath.diff(value, mpmath.mpf(float(v)))) for v in u])
         for kind, G in (("slope", form.slope(u)), ("autodiff", loss.incentives(Pair.of_margin(u, form.u_ref))[0])):
             gap = np.abs(G - exact) / (np.abs(exact) + 1e-3)
             if not gap.max() <= worst:
                 worst, place = float(gap.max()), f"{kind} at u = {u[gap.argmax()]:g}, u_ref = {form.u_ref:g}"
-    yield Check("slopes: closed form, autodiff, 40 digits", worst < 1e-9, f"worst {worst:.1e} ({place or 'everywhere'})")
+    detail = f"worst {worst:.1e} ({place or 'everywhere'})"
+    yield Check("slopes: closed form, autodiff, 40 digits", worst < 1e-9, detail)
     if loss.closed_log_slope is not None and loss.closed_slope is not None:
         gaps = [
             np.abs(form.log_slope(u) - np.log(np.abs(form.slope(u)))).max()
@@ -172,7 +175,7 @@ def _slopes(loss: MarginLoss) -> Iterator[Check]:
     yield Check("ln|G| is never NaN or inf up to margins of 1e4", not any(finite), "")
 
 
-def _at(loss: MarginLoss, u: mpmath.mpf, u_ref: float) -> mpmath.mpf:
+def _at(loss: MarginLoss, u: Any, u_ref: float) -> Any:
     from theory.ops import MPMATH
 
     return loss.formula(MPMATH, Pair.of_margin(u, mpmath.mpf(u_ref)))
@@ -221,8 +224,10 @@ def _claim(
     if claimed:
         at = f"claimed, but at u = {u[broken.argmax()]:g} {cause}" if broken.any() else "claimed, holds"
         return Check(f"{name} {tag}", not broken.any(), at)
-    found = f"denied; counter-example at u = {u[broken.argmax()]:g}" if broken.any() else (
-        f"denied, but no counter-example was found: set {name.replace('non-negative', 'nonnegative')}=True"
+    found = (
+        f"denied; counter-example at u = {u[broken.argmax()]:g}"
+        if broken.any()
+        else (f"denied, but no counter-example was found: set {name.replace('non-negative', 'nonnegative')}=True")
     )
     return Check(f"{name} {tag}", bool(broken.any()), found)
 
@@ -270,20 +275,26 @@ def _landmarks(loss: MarginLoss) -> Iterator[Check]:
         detail = f"the slope vanishes near u = {missing[0]:g}: declare it in minimiser() or zeros()" if missing else ""
         yield Check(f"zeros of the slope are declared {tag}", not missing, detail)
         for z in declared:
-            around = np.abs(form.slope(z + 1e-12 * scale * np.array([-1.0, 0.0, 1.0])))  # a kink has a side where G is not 0
+            around = np.abs(
+                form.slope(z + 1e-12 * scale * np.array([-1.0, 0.0, 1.0]))
+            )  # a kink has a side where G is not 0
             small = float(around.min()) <= 1e-9 * np.abs(G).max()
             yield Check(f"the slope is 0 at the declared {z:g} {tag}", small, f"G = {around.min():.2g}")
         least = form.minimiser
         if least is not None:
             lower = form.value(u).min() < form.value(least) - 1e-12 * (1 + np.abs(form.value(least)))
-            yield Check(f"least at {float(least):g} {tag}", not lower, "some margin has a smaller loss" if lower else "")
+            yield Check(
+                f"least at {float(least):g} {tag}", not lower, "some margin has a smaller loss" if lower else ""
+            )
         law = form.law
         if law is not None:
             yield _law_check(form, law, tag)
     sample = Sample("x", ((0,), (1,)), (-0.4, -0.9))
     seen = loss.margin(sample)
     right = seen is not None and abs(float(seen.u_ref) - 0.5) < 1e-12
-    yield Check("margin(sample) uses the sample's reference", right, f"u_ref = {seen.u_ref if seen else None}, expected 0.5")
+    yield Check(
+        "margin(sample) uses the sample's reference", right, f"u_ref = {seen.u_ref if seen else None}, expected 0.5"
+    )
 
 
 def _law_check(form: MarginForm, law: object, tag: str) -> Check:

@@ -146,7 +146,7 @@ class Clock:
         return w, rate * motion.speed(tau_stop), Y, ratio
 
     def _quadrature(self, sigma: Array) -> Array:
-        B, T = sigma.shape
+        B = len(sigma)
         edges = np.concatenate([np.zeros((B, 1)), np.minimum(sigma, self.sigma_stop)], axis=1)
         edges, back = self._with_kinks(edges)
         n = edges.shape[1] - 1
@@ -252,6 +252,7 @@ class Clock:
         end = np.minimum(self.sigma_stop, _FAR)
         sigma = np.maximum.accumulate(np.minimum(self._guess(log_t), end), axis=1)
         lo, hi = np.zeros_like(sigma), np.broadcast_to(end, sigma.shape).copy()
+        miss, done = np.full_like(sigma, np.inf), np.zeros(sigma.shape, dtype=bool)
         for _ in range(steps):
             here = self._quadrature(sigma)
             miss = log_t - here

@@ -60,7 +60,9 @@ class ExactDescent:
         check_number(self.momentum, "momentum", Interval(0.0, 1.0, open_low=False))
         check_number(self.lr_unembedding, "lr_unembedding", RATE)
         if self.momentum and self.method not in ("heavy_ball", "nesterov"):
-            raise ValueError(f"momentum is for heavy_ball and nesterov, got momentum={self.momentum} with {self.method}")
+            raise ValueError(
+                f"momentum is for heavy_ball and nesterov, got momentum={self.momentum} with {self.method}"
+            )
         if self.method == "sign" and np.ndim(self.lr_hidden):
             raise ValueError("lr_hidden must be a number for method 'sign': the sign is taken per coordinate")
         _ = self.model.single_pair
@@ -98,7 +100,9 @@ class ExactDescent:
                 push_C, push_S = v_C, v_S
             C, S = C + self.step * w2 * push_S, S + self.step * push_C
             if not (np.isfinite(C).all() and np.isfinite(S).all()):
-                raise SolverError(f"{self.method} diverges: parameters leave float range at step {i} (step={self.step:g})")
+                raise SolverError(
+                    f"{self.method} diverges: parameters leave float range at step {i} (step={self.step:g})"
+                )
             out[:, i] = C, S
         return out[0], out[1]
 
@@ -144,7 +148,7 @@ class ExactDescent:
         return log_softmax(logits, axis=-1)
 
 
-def sign_positions(h0: Array, a0: Array, rate_h: float, rate_a: float, n: Array) -> tuple[Array, Array]:
+def sign_positions(h0: Array, a0: Array, rate_h: float, rate_a: float, n: NDArray[np.int_]) -> tuple[Array, Array]:
     """h and a (len(n), d) after n sign steps of a decreasing loss, coordinate by coordinate, in closed form.
 
     h += rate_h sgn(a), a += rate_a sgn(h), both at once, with sgn(0) = 0. Where the signs agree both run away; where

@@ -1,7 +1,7 @@
 """Gradient flow of a single-token preference pair in closed form (exact_solution E1-E8).
 
-Parameters are never integrated. The path is algebraic in the margin and the same for every margin loss; a loss sets only
-when each point is reached and where the flow stops.
+Parameters are never integrated. The path is algebraic in the margin and the same for every margin loss; a loss sets
+only when each point is reached and where the flow stops.
 """
 
 from dataclasses import dataclass, field
@@ -10,21 +10,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 
-from theory._check import FloatArray, check_array, check_times
+from theory._check import check_array, check_count, check_times
 from theory.clock import Clock
 from theory.displacement import (
     Displacement,
-    Gain,
-    Point,
     alignment_ratio,
     critical_ratio,
     feature_alignment,
-    find_extrema,
-    horizon,
     limit_log_probs,
-    trough_bounds,
+    summarise,
 )
 from theory.losses import Loss, MarginForm
 from theory.model import UnconstrainedFeatures, inner_products
@@ -193,7 +188,7 @@ class ExactFlow:
 
     @cached_property
     def r_max(self) -> float:
-        """max over other tokens of <2 W_z - W_+ - W_-, a>/|a|^2: at most 1 means this pair cannot displace at the start."""
+        """max over other tokens of <2 W_z - W_+ - W_-, a>/|a|^2: at most 1, this pair cannot displace at the start."""
         return alignment_ratio(self.alignment, *self.model.single_pair)
 
     @cached_property
@@ -207,93 +202,14 @@ class ExactFlow:
 
     def displacement(self, top: int = 5) -> Displacement:
         """Status, every extremum, depth, return, who gains (`top` tokens each): see `Displacement`."""
-        ahead, path = float(self.direction), self.path
-        start_log = path.log_probs(np.zeros((1, 1)))[0, 0]
-        plus = int(path.plus[0])
-        f0 = float(start_log[plus])
-        G0 = float(self.clock.form.slope(self.start_margin))
-        _, rate0, curve0 = (float(x[0]) for x in path.preferred(np.zeros(1), 2))
-        end_log = self.limit_log_probs()
-        sigma_end = horizon(path, float(self.clock.sigma_stop[0, 0]), ahead) if ahead else 0.0
-        sigma = find_extrema(path, sigma_end, ahead) if ahead else np.empty(0)
-        f = path.preferred(ahead * sigma)[0] if sigma.size else np.empty(0)
-        values = np.concatenate([[f0], f, [end_log[plus]]])
-        margins = self.clock.margin(sigma[None])[0] if sigma.size else np.empty(0)
-        log_t = self.clock.log_time(sigma[None])[0] if sigma.size else np.empty(0)
-        kinds = ["trough" if v <= min(l, r) else "peak" for l, v, r in zip(values, values[1:], values[2:])]  # noqa: B905
-        extrema = tuple(Point(k, float(u), float(t), float(v)) for k, u, t, v in zip(kinds, margins, log_t, f))  # noqa: B905
-        start = Point("start", self.start_margin, -np.inf, f0)
-        end = Point("end", self.stop_margin, self._stop_log_time(), float(end_log[plus]))
-        trough = min([start, *extrema, end], key=lambda p: p.log_prob)
-        tolerance = 1e-12 * (1 + abs(f0))
-        depth = min(0.0, trough.log_prob - f0)
-        status = self._status(ahead, depth, end.log_prob - f0, tolerance)
-        back = self._last_return(sigma, values, sigma_end, f0, tolerance) if status == "transient" else None
-        probs = np.exp(np.maximum.accumulate(values[::1]))
-        trough_log = start_log if trough is start else end_log if trough is end else self._at(sigma[f.argmin()], ahead)
-        lower, upper = trough_bounds(path, sigma_end, ahead, self.stop_margin, end_log) if ahead else (f0, f0)
-        return Displacement(
-            status=status,
-            initial_rate=G0 * rate0,
-            initial_curvature=curve0,
+        return summarise(
+            self.path,
+            self.clock,
+            self.model.name,
             kappa=self.kappa,
             kappa_star=self.kappa_star,
             r_max=self.r_max,
-            start=start,
-            end=end,
-            trough=trough,
-            depth=depth,
-            largest_drop=float((probs - np.exp(values)).max()),
-            final_change=end.log_prob - f0,
-            extrema=extrema,
-            last_return=back,
-            lower_bound=lower,
-            upper_bound=upper,
-            gainers_at_trough=self._gainers(start_log, trough_log, top),
-            gainers_at_end=self._gainers(start_log, end_log, top),
-        )
-
-    def _at(self, sigma: float, ahead: float) -> Array:
-        return self.path.log_probs(np.array([[ahead * sigma]]))[0, 0]
-
-    def _stop_log_time(self) -> float:
-        if self.direction == 0:
-            return -np.inf
-        sigma_stop = self.clock.sigma_stop
-        return float(self.clock.log_time(sigma_stop)[0, 0]) if self.clock.stop_is_reached[0, 0] else np.inf
-
-    @staticmethod
-    def _status(ahead: float, depth: float, final: float, tolerance: float) -> Any:
-        if ahead == 0:
-            return "stationary"
-        if depth >= -tolerance:
-            return "none"
-        return "permanent" if final < -tolerance else "transient"
-
-    def _last_return(self, sigma: Array, values: Array, sigma_end: float, f0: float, tolerance: float) -> Point | None:
-        """The last crossing of the start value from below, between the last low extremum and what follows it."""
-        low = np.nonzero(values[1:-1] < f0 - tolerance)[0]
-        if not low.size:
-            return None
-        i = int(low[-1])
-        left = float(sigma[i])
-        right = float(sigma[i + 1]) if i + 1 < len(sigma) else sigma_end
-        ahead = float(self.direction)
-        value = lambda s: float(self.path.preferred(np.array([ahead * s]))[0][0]) - f0  # noqa: E731
-        while value(right) < 0:  # monotone from here on: the return may lie beyond the horizon
-            right *= 2
-        at = brentq(value, left, right, xtol=1e-15 * right, rtol=1e-14) if value(right) > 0 else right
-        grid = np.array([[at]])
-        return Point("return", float(self.clock.margin(grid)[0, 0]), float(self.clock.log_time(grid)[0, 0]), f0)
-
-    def _gainers(self, start: Array, then: Array, top: int) -> tuple[Gain, ...]:
-        rise = np.exp(then) - np.exp(start)
-        order = np.argsort(-rise, kind="stable")[:top]
-        change = np.where(np.isneginf(then), -np.inf, then - np.where(np.isneginf(start), 0.0, start))
-        return tuple(
-            Gain(int(z), self.model.name(int(z)), float(np.exp(start[z])), float(np.exp(then[z])), float(change[z]))
-            for z in order
-            if rise[z] > 0
+            top=check_count(top, "top"),
         )
 
 
@@ -327,6 +243,3 @@ def batch_log_probs(
         log_t = np.log(check_times(times, "times"))
     sigma = clock.sigma_at(np.broadcast_to(log_t, (B, len(log_t))))
     return path.log_probs(clock.direction[:, None] * sigma)
-
-
-__all__ = ["ExactFlow", "FloatArray", "batch_log_probs", "margin_form"]

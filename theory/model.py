@@ -47,7 +47,7 @@ class Sample:
             ref = tuple(float(r) for r in self.reference)
             if len(ref) != len(clean) or not all(np.isfinite(ref)):
                 raise ValueError(
-                    f"reference must hold one finite log-probability per response ({len(clean)}), got {self.reference!r}"
+                    f"reference must hold a finite log-probability per response ({len(clean)}), got {self.reference!r}"
                 )
             object.__setattr__(self, "reference", ref)
 
@@ -112,7 +112,7 @@ class UnconstrainedFeatures:
     H: FloatArray
     samples: tuple[Sample, ...]
     contexts: tuple[Context, ...] = ()
-    tokens: tuple[str, ...] | None = None
+    tokens: Sequence[str] | None = None
     _rows: dict[Context, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -178,7 +178,7 @@ class UnconstrainedFeatures:
             pair.append((index,))
         if pair[0] == pair[1]:
             raise ValueError(f"preferred and dispreferred must differ, both are {preferred!r}")
-        return cls(W, h[None, :], (Sample(PROMPT, tuple(pair), reference),), tokens=tokens and tuple(tokens))
+        return cls(W, h[None, :], (Sample(PROMPT, tuple(pair), reference),), tokens=tokens)
 
     @classmethod
     def from_samples(
@@ -188,14 +188,14 @@ class UnconstrainedFeatures:
         samples: Sequence[Sample],
         tokens: Sequence[str] | None = None,
     ) -> Self:
-        """A model whose contexts are those the samples visit; `hidden` maps each to its vector, or is (n, d) in order."""
+        """A model of the contexts that the samples visit; `hidden` maps each to its vector or is (n, d) in order."""
         contexts = contexts_of(samples)
         if isinstance(hidden, Mapping):
             missing = [c for c in contexts if c not in hidden]
             if missing:
                 raise ValueError(f"hidden has no vector for context {missing[0]!r}")
             hidden = np.stack([np.asarray(hidden[c]) for c in contexts])
-        return cls(np.asarray(W), np.asarray(hidden), tuple(samples), contexts, tokens and tuple(tokens))
+        return cls(np.asarray(W), np.asarray(hidden), tuple(samples), contexts, tokens)
 
     def with_parameters(self, W: ArrayLike, H: ArrayLike) -> Self:
         """The same samples with the same frozen references, at other parameters (a restart midway)."""
@@ -273,7 +273,9 @@ def token_index(token: int | str, tokens: Sequence[str] | None, name: str) -> in
     return int(token)
 
 
-def inner_products(W: FloatArray, vectors: NDArray[np.floating[Any]], block_bytes: int = 1 << 22) -> NDArray[np.float64]:
+def inner_products(
+    W: FloatArray, vectors: NDArray[np.floating[Any]], block_bytes: int = 1 << 22
+) -> NDArray[np.float64]:
     """(V, k) inner products of the rows of W with the columns of `vectors` (d, k), as float64.
 
     A float64 W, and a float32 W below 64 MiB, is multiplied in float64. A larger float32 W (a language model's) is

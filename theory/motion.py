@@ -1,7 +1,7 @@
 """The motion of the margin: everything that moves in the single-token model, as scalars (exact_solution E1, E2, E8).
 
-In the loss's own time tau (d tau = G dt) the flow of a single-token pair is linear and does not depend on the loss. With
-`a = W_+ - W_-` and a feature kernel Kf (`eta_h I` for unconstrained features), every eigenvalue k of Kf is a mode:
+In the loss's own time tau (d tau = G dt) the flow of a single-token pair is linear and does not depend on the loss.
+With `a = W_+ - W_-` and a feature kernel Kf (`eta_h I` for unconstrained features), every eigenvalue k of Kf is a mode:
 
     h(tau) = h0 cosh(w tau) + k a0 sinh(w tau)/w,   a(tau) = a0 cosh(w tau) + 2 eta_W h0 sinh(w tau)/w,
     w = sqrt(2 eta_W k),    u = <a, h> = (P e^{2 w tau} - Q e^{-2 w tau}) / (4 w),    du/dtau = K,
@@ -54,7 +54,7 @@ class Motion:
         return self.u0.sum(-1)
 
     @property
-    def light_cone(self) -> Array:
+    def light_cone(self) -> NDArray[np.bool_]:
         """(B, m) whether h and a nearly align, so that (p, q) is the better basis."""
         return (np.minimum(self.P, self.Q) < _LIGHT_CONE * self.K0) & (self.omega > 0)
 
@@ -67,7 +67,7 @@ class Motion:
         """The given rows of the batch."""
         return Motion(self.eta_W, self.k[rows], self.P[rows], self.Q[rows], self.u0[rows], self.K0[rows])
 
-    def _grown(self, tau: Array) -> tuple[Array, Array, Array, Array]:
+    def _grown(self, tau: Array) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
         """2 w tau (B, m, T) with P e^(2 w tau), Q e^(-2 w tau) (0 where P or Q is 0) and where the small form holds."""
         y = 2 * self.omega[..., None] * tau[:, None, :]
         y = np.where(self.omega[..., None] == 0, 0.0, y)  # 0 * inf
@@ -133,7 +133,7 @@ class Motion:
             reach = np.where(short, 2 * reach, reach)
         hi = reach
         end = np.where(sign > 0, self.reach(sign[:, 0] * 0 + 1)[:, None], self.reach(sign[:, 0] * 0 - 1)[:, None])
-        tau = np.where(sign == 0, 0.0, (lo + hi) / 2)
+        tau, done = np.where(sign == 0, 0.0, (lo + hi) / 2), sign == 0
         for _ in range(steps):
             miss = u - self.margin(tau)
             lo = np.where(sign * miss > 0, tau, lo)

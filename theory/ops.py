@@ -154,7 +154,7 @@ class sigmoid(sympy.Function):
     nargs = 1
 
     def fdiff(self, argindex: int = 1) -> sympy.Expr:
-        s = sigmoid(self.args[0])
+        s: Any = sigmoid(self.args[0])
         return s * (1 - s)
 
     def _eval_rewrite_as_exp(self, x: sympy.Expr, **_: Any) -> sympy.Expr:
@@ -193,7 +193,7 @@ class SympyOps:
         return sympy.Max(0, x)
 
     def step(self, x: Any) -> Any:
-        return sympy.Heaviside(x, 0)
+        return sympy.Heaviside(x, sympy.Integer(0))  # type: ignore[arg-type]
 
     def detach(self, x: Any) -> Any:
         return x

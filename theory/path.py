@@ -74,7 +74,7 @@ class Path:
     ) -> "Path":
         """From W (B, V, d), h (B, d), plus and minus (B,)."""
         eta_W = check_number(lr_unembedding, "lr_unembedding", RATE)
-        B, V, d = W.shape
+        B, _, d = W.shape
         k, projectors = feature_modes(lr_hidden, d)
         plus, minus = np.asarray(plus), np.asarray(minus)
         rows = np.arange(B)
@@ -143,7 +143,7 @@ class Path:
         return log_softmax(self.logits(tau), axis=-1)
 
     def preferred(self, tau: Array, order: int = 0, chunk: int = 1 << 21) -> tuple[Array, ...]:
-        """ln pi(y+) (T,) along the path of the first pair and its derivatives in tau up to `order`, in bounded memory."""
+        """ln pi(y+) (T,) along the first pair's path and its derivatives in tau up to `order`, in bounded memory."""
         parts = []
         size = max(1, chunk // self.V)
         for i in range(0, len(tau), size):

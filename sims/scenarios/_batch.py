@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.displacement import rising_from
+from theory.extrema import rising_from
 from theory.path import Path
 
 Array = NDArray[np.float64]

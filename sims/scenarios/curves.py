@@ -1,7 +1,8 @@
 """Data behind the figures of the scenario that are read off one exact flow: curves, bars and marks. No drawing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,10 @@ from theory import Displacement, ExactFlow
 from theory.displacement import Point
 
 Array = NDArray[np.float64]
-Table = dict[str, list[float | str]]
+Table = dict[str, list[Any]]
 Role = Literal["preferred", "dispreferred", "benign", "catastrophic", "neutral"]
 
-# Words that give the same answer: what gains instead of y+ is benign within its family, catastrophic in the opposite one.
+# Words that give the same answer: a gain within the family of y+ is benign, in the opposite one catastrophic.
 DENIALS = ("No", " No", "no", "Nope")
 AFFIRMATIONS = ("Yes", " Yes", "yes", "Sure")
 
@@ -36,7 +37,7 @@ def role(name: str, preferred: str, dispreferred: str) -> Role:
 
 @dataclass(frozen=True)
 class Story:
-    """ln pi of every token along the exact flow, from near the start until y+ is back, and the simulated points on it."""
+    """ln pi of every token along the exact flow, from near the start until y+ is back, with simulated points on it."""
 
     tokens: tuple[str, ...]
     preferred: int
@@ -161,3 +162,58 @@ def loss_marks(flow: ExactFlow, displacement: Displacement, rows: tuple[LossRow,
     return LossMarks(
         flow.model.name(plus), margins, flow.log_probs_at_margin(margins)[:, plus], rows, displacement.last_return
     )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is drawn of a pair on a real matrix before any training."""
+
+    tokens: tuple[str, ...]  # y+, y-, then who gains or is most aligned
+    margin: Array  # (T,) nats
+    log_probs: Array  # (T, len(tokens))
+    bars: tuple[str, ...]  # the most and the least aligned tokens, y+ and y-
+    alignment: Array  # (len(bars),) <W_z, W_+ - W_->, decreasing
+
+
+def forecast(
+    flow: ExactFlow, displacement: Displacement, names: Sequence[str] | None = None, top: int = 5, points: int = 256
+) -> Forecast:
+    """The exact curves of y+, y- and `top` other tokens, and the alignments of 2 `top` + 4 tokens.
+
+    names : (V,) labels of the tokens; default those of the model.
+    """
+    names = [flow.model.name(z) for z in range(flow.model.V)] if names is None else names
+    if len(names) != flow.model.V:
+        raise ValueError(f"names must label all {flow.model.V} tokens, got {len(names)}")
+    pair = flow.model.single_pair
+    ranked = [int(z) for z in np.argsort(-flow.alignment, kind="stable")]
+    gainers = [g.token for g in (*displacement.gainers_at_trough, *displacement.gainers_at_end)]
+    drawn = [*pair, *[z for z in dict.fromkeys([*gainers, *ranked]) if z not in pair][:top]]
+    margins = forecast_margins(flow, displacement, points)
+    # All V tokens are needed at each margin, but only a few margins at a time.
+    log_probs = [flow.log_probs_at_margin(u)[:, drawn] for u in np.array_split(margins, 16)]
+    bars = sorted({*ranked[: 2 * top], *pair, *ranked[-2:]}, key=lambda z: -flow.alignment[z])
+    return Forecast(
+        tuple(names[z] for z in drawn),
+        margins,
+        np.concatenate(log_probs),
+        tuple(names[z] for z in bars),
+        flow.alignment[bars],
+    )
+
+
+def forecast_margins(flow: ExactFlow, displacement: Displacement, points: int) -> Array:
+    """(T,) margins from the start to the stop, or to where the picture is complete if the path has no end."""
+    start = flow.start_margin
+    if np.isfinite(flow.stop_margin):
+        return np.linspace(start, flow.stop_margin, points)
+    if displacement.last_return is not None:
+        far = abs(displacement.last_return.margin - start)
+    else:
+        far, plus = 1.0, flow.model.single_pair[0]
+        while far < 1e6:  # until ln pi(y+) has settled at 0 or is far below its start
+            log_p = float(flow.log_probs_at_margin([start + flow.direction * far])[0, plus])
+            if log_p > -0.01 or log_p < displacement.start.log_prob - 20:
+                break
+            far *= 1.5
+    return start + flow.direction * far * np.linspace(0.0, 1.12, points)

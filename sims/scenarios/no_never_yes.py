@@ -14,6 +14,7 @@ from sims.descent import Optimizer, gradient_descent
 from sims.flow import gradient_flow
 from sims.scenarios._batch import deepest
 from theory import Displacement, ExactDescent, ExactFlow, UnconstrainedFeatures
+from theory._check import check_count
 from theory.losses import Loss, get
 from theory.path import Path
 
@@ -118,6 +119,9 @@ class NoNeverYes:
     main: Displacement
     below: Displacement
     kappa_below: float
+    lead_by_direction: dict[
+        str, float
+    ]  # <W_Yes - W_No, a>/|a|^2 (nats of lead per nat of margin), direction by direction
     kappa_any: float  # the smallest ratio at which pi(No) falls below its start at any time
     benign: Displacement
     frozen: Displacement
@@ -140,43 +144,55 @@ class NoNeverYes:
 
     def report(self) -> str:
         """A table for a terminal."""
-        p = lambda d: f"pi {np.exp(d.start.log_prob):.3f} -> trough {np.exp(d.trough.log_prob):.2e} -> {np.exp(d.end.log_prob):.3g}"  # noqa: E731,E501
-        who = lambda gains: ", ".join(f"{g.name.strip() if g.name[0] != ' ' else repr(g.name)} {g.then:.2f}" for g in gains[:3])  # noqa: E731,E501
-        back = self.main.last_return
+        main, back = self.main, self.main.last_return
+        lead = ", ".join(f"{k} {v:+.2f}" for k, v in self.lead_by_direction.items() if abs(v) > 5e-3)
         lines = [
-            "Training by DPO to prefer No over Never (exact gradient flow)",
+            "Training by DPO to prefer No over Never: exact gradient flow",
             "",
-            f"  start          {', '.join(f'{t} {v:.3f}' for t, v in list(self.start.items())[:4])}",
-            f"  (a) both trained, kappa = {self.main.kappa:g} (kappa* = {self.main.kappa_star:.3g}, r_max = {self.main.r_max:.2f})",
-            f"      {self.main.status}: {p(self.main)}; at the trough {who(self.main.gainers_at_trough)}",
+            f"  start: {', '.join(f'{_quoted(t)} {v:.3f}' for t, v in list(self.start.items())[:4])}",
+            f"  (a) both trained, kappa = {main.kappa:g} (kappa* = {main.kappa_star:.3g}, r_max = {main.r_max:.2f})",
+            f"      {_course(main)}",
+            f"      why Yes: <W_Yes - W_No, a>/|a|^2 = {sum(self.lead_by_direction.values()):.2f} = {lead}",
             f"      largest later drop of pi(No) within t = {T_END:g}: {self.paper_drop:.3f} (the paper's statistic)",
-            f"      ln pi(No) at t = {T_END:g} minus its start: {self.paper_final:+.3f} (Definition 1)",
-            f"  (b) kappa = {self.kappa_below:.3g}: {self.below.status} (the fall begins somewhere above kappa = {self.kappa_any:.3g};"
-            f" from the first instant above kappa*)",
-            f"  (c) Yes over No: {self.benign.status}: {p(self.benign)}; at the trough {who(self.benign.gainers_at_trough)}: benign",
-            "  (d) other losses walk the same path and stop elsewhere:",
+            f"      ln pi(No) at t = {T_END:g} minus its start: {self.paper_final:+.3f} (the paper's Definition 1)",
+            f"  (b) kappa = {self.kappa_below:.3g}: {self.below.status}",
+            f"      (pi(No) dips below its start from kappa = {self.kappa_any:.3g} on, at once from kappa* on)",
+            f"  (c) Yes over No, benign: {_course(self.benign)}",
+            "  (d) other losses on the same path:",
         ]
         for row in self.losses:
             lines.append(
-                f"      {row.loss:34} stops at margin {row.stop_margin:8.4g}: {row.status:10} "
+                f"      {row.loss:28} stops at margin {row.stop_margin:8.4g}, {row.status:9}: "
                 f"ln pi(No) {row.final_change:+9.3f} at the end"
             )
+        returned = f"back at its start at ln t = {back.log_time:.1f}, margin {back.margin:.0f}" if back else "no return"
         lines += [
-            f"  (e) full training: back at its start at ln t = {back.log_time:.1f} (margin {back.margin:.0f}); "
-            if back is not None
-            else "  (e) full training: no return; ",
+            f"  (e) full training: {main.status}, {returned}",
             f"      W frozen: {self.frozen.status}, pi(No) -> {np.exp(self.frozen.end.log_prob):.2g}",
-            f"  exact against integrated (autodiff, DOP853): {self.worst_flow:.1e}; exact descent against torch SGD: "
-            f"{self.worst_descent:.1e}",
-            "  random perturbation of the geometry (share of draws in which pi(No) falls by 0.2, and Yes gains most):",
+            f"  exact against integrated (autodiff, DOP853): {self.worst_flow:.1e} nats at worst",
+            f"  exact descent against torch SGD: {self.worst_descent:.1e} nats at worst",
+            "  noise on the geometry, share of draws in which pi(No) falls by 0.2 (and a Yes gains most):",
         ]
         for r in self.robustness:
-            lines.append(f"      noise {r.size:4.0%} of rms, {r.draws} draws: {r.falls:.0%} fall, {r.falls_to_yes:.0%} to Yes")
+            lines.append(f"      {r.size:4.0%} of rms: {r.falls:4.0%} ({r.falls_to_yes:.0%}) of {r.draws}")
         return "\n".join(lines)
+
+
+def _quoted(token: str) -> str:
+    """The token, in quotes where its leading space would not show."""
+    return repr(token) if token != token.strip() else token
+
+
+def _course(d: Displacement) -> str:
+    """Status, pi(y+) at start, trough and end, and who gains at the trough."""
+    start, trough, end = (np.exp(p.log_prob) for p in (d.start, d.trough, d.end))
+    gainers = ", ".join(f"{_quoted(g.name)} {g.then:.2f}" for g in d.gainers_at_trough[:2])
+    return f"{d.status}: pi(y+) {start:.3f} -> {trough:.2g} -> {end:.3g}; at the trough {gainers or 'nobody gains'}"
 
 
 def no_never_yes(draws: int = 500, seed: int = 0, loss: Loss | None = None) -> NoNeverYes:
     """Run the study. `draws` random geometries per noise size; `loss` defaults to DPO with beta = 0.1."""
+    check_count(draws, "draws")
     loss = get("dpo", beta=BETA) if loss is None else loss
     m = model()
     flow = ExactFlow(m, loss, 1.0, KAPPA)
@@ -192,6 +208,7 @@ def no_never_yes(draws: int = 500, seed: int = 0, loss: Loss | None = None) -> N
         main=main,
         below=ExactFlow(m, loss, 1.0, kappa_below).displacement(),
         kappa_below=kappa_below,
+        lead_by_direction=lead_by_direction(m),
         kappa_any=kappa_any,
         benign=ExactFlow(model("Yes", "No"), loss, 1.0, KAPPA).displacement(),
         frozen=ExactFlow(m, loss, 0.0, KAPPA).displacement(),
@@ -202,8 +219,24 @@ def no_never_yes(draws: int = 500, seed: int = 0, loss: Loss | None = None) -> N
         paper_final=float(np.log(fine[-1] / fine[0])),
         losses=other_losses(m),
         robustness=tuple(robustness(m, size, draws, seed) for size in SIZES),
-        parameters={"beta": BETA, "kappa": KAPPA, "scale": SCALE, "t_end": T_END, "step": STEP, "seed": seed, "loss": repr(loss)},
+        parameters={
+            "beta": BETA,
+            "kappa": KAPPA,
+            "scale": SCALE,
+            "t_end": T_END,
+            "step": STEP,
+            "seed": seed,
+            "loss": repr(loss),
+        },
     )
+
+
+def lead_by_direction(m: UnconstrainedFeatures) -> dict[str, float]:
+    """How <W_Yes - W_No, a>/|a|^2 splits over the directions: positive ones favour Yes as the margin grows."""
+    plus, minus = m.single_pair
+    a = m.W[plus] - m.W[minus]
+    share = (m.W[TOKENS.index("Yes")] - m.W[plus]) * a / (a @ a)
+    return {name: float(x) for name, x in zip(DIRECTIONS, share, strict=True)}
 
 
 def smallest_displacing_ratio(m: UnconstrainedFeatures, loss: Loss, kappa_star: float) -> float:

@@ -1,11 +1,12 @@
 """Data behind two pictures of the scenario: where displacement lives, and where the flow points.
 
-The phase diagram turns W_- in the plane of W_+ and W_- and walks one path per alignment and ratio of rates. The field is
-the flow seen on the simplex of three tokens; in it the other tokens and their probabilities cancel.
+The phase diagram turns W_- in the plane of W_+ and W_- and walks one path per alignment and ratio of rates. The field
+is the flow seen on the simplex of three tokens; in it the other tokens and their probabilities cancel.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,13 +16,15 @@ from sims.scenarios._batch import deepest
 from theory import ExactFlow, UnconstrainedFeatures
 from theory.exact import margin_form
 from theory.losses import Loss
+from theory.losses.dpo import DPO
 from theory.path import Path
 
 Array = NDArray[np.float64]
-Table = dict[str, list[float | str]]
+Table = dict[str, list[Any]]
 
 # The smallest and largest ratio eta_h / eta_W that `first_displacing_ratio` tells apart.
 RATIOS = (1e-6, 1e6)
+CURVE_POINTS = 361
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class PhaseDiagram:
     cosine: Array  # (A,)
     depth: Array  # (A, K) lowest ln pi(y+) minus its start, nats, <= 0
     largest_drop: Array  # (A, K) largest fall of the probability pi(y+) from any time to any later one
-    kappa_star: Array  # (A,) closed form: above it ln pi(y+) falls from the first instant; inf where it never does
     kappa_any: Array  # (A,) above it ln pi(y+) is below its start at some time
-    r_max: Array  # (A,) at most 1: no hidden vector and no ratio displaces at the start
+    curve_cosine: Array  # (C,) a finer grid of alignments, for the closed forms
+    kappa_star: Array  # (C,) above it ln pi(y+) falls from the first instant; inf where it never does
+    r_max: Array  # (C,) at most 1: no hidden vector and no ratio displaces at the start
     here: tuple[float, float]  # (kappa, cosine) of the model itself
 
     def table(self) -> Table:
@@ -43,9 +47,9 @@ class PhaseDiagram:
         columns = {"cosine": cosine, "kappa": kappa, "depth_nats": self.depth, "largest_drop": self.largest_drop}
         return {name: list(values.ravel()) for name, values in columns.items()}
 
-    def boundary_table(self) -> Table:
-        """One row per alignment: the ratios that bound the regions."""
-        columns = {"cosine": self.cosine, "kappa_star": self.kappa_star, "kappa_any": self.kappa_any, "r_max": self.r_max}
+    def curve_table(self) -> Table:
+        """One row per alignment of the finer grid: the closed forms that bound the regions."""
+        columns = {"cosine": self.curve_cosine, "kappa_star": self.kappa_star, "r_max": self.r_max}
         return {name: list(values) for name, values in columns.items()}
 
 
@@ -70,11 +74,9 @@ def turned(m: UnconstrainedFeatures, cosines: ArrayLike) -> Array:
     return W
 
 
-def phase_diagram(
-    m: UnconstrainedFeatures, loss: Loss, kappa: ArrayLike, cosines: ArrayLike, here: float = 1.0
-) -> PhaseDiagram:
-    """Walk every path of the diagram; `here` is the model's own ratio. The loss sets no value (E2), but must be a margin
-    loss without finite minimiser for the whole path to be walked.
+def phase_diagram(m: UnconstrainedFeatures, kappa: ArrayLike, cosines: ArrayLike, here: float = 1.0) -> PhaseDiagram:
+    """Walk every path of the diagram, to its end; `here` is the model's own ratio. It is the same for every margin loss
+    without a finite minimiser (E2).
 
     The hidden vector stays, so pi(y-) at the start grows with the cosine. Depths are read off a grid of 241 points per
     path: tests hold them to 0.2 % + 1e-4 nats of the exact trough.
@@ -85,19 +87,25 @@ def phase_diagram(
     W = turned(m, angles)
     paths = Paths(W, np.repeat(m.h[None].astype(np.float64), len(W), axis=0), plus, minus)
     looks = [deepest(paths.build(np.full(len(W), k))) for k in ratios]
-    flows = [ExactFlow(UnconstrainedFeatures.single_token(w, m.h, plus, minus), loss) for w in W]
-    if not all(np.isposinf(f.stop_margin) for f in flows):
-        raise ValueError(f"loss must drive the margin to infinity, {loss!r} stops at {flows[0].stop_margin:g}")
+    fine = np.linspace(angles[0], angles[-1], CURVE_POINTS)
+    stars = [start_of_turned(m, w) for w in turned(m, fine)]
     return PhaseDiagram(
         kappa=ratios,
         cosine=angles,
         depth=np.stack([q.depth for q in looks], axis=1),
         largest_drop=np.stack([q.largest_drop for q in looks], axis=1),
-        kappa_star=np.array([f.kappa_star for f in flows]),
-        kappa_any=np.minimum(first_displacing_ratio(paths), [f.kappa_star for f in flows]),
-        r_max=np.array([f.r_max for f in flows]),
+        kappa_any=np.minimum(first_displacing_ratio(paths), [start_of_turned(m, w)[0] for w in W]),
+        curve_cosine=fine,
+        kappa_star=np.array([s[0] for s in stars]),
+        r_max=np.array([s[1] for s in stars]),
         here=(float(here), cosine(m.W[plus], m.W[minus])),
     )
+
+
+def start_of_turned(m: UnconstrainedFeatures, W: Array) -> tuple[float, float]:
+    """(kappa*, r_max) of the model with another W."""
+    flow = ExactFlow(UnconstrainedFeatures.single_token(W, m.h, *m.single_pair), DPO())
+    return flow.kappa_star, flow.r_max
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ class Paths:
 
 
 def first_displacing_ratio(paths: Paths, tolerance: float = 1e-9) -> Array:
-    """(A,) smallest kappa at which ln pi(y+) is ever below its start by more than `tolerance`, by bisection in ln kappa.
+    """(A,) smallest kappa at which ln pi(y+) is ever below its start by more than `tolerance`, by bisection.
 
     inf where the largest of RATIOS does not displace, the smallest of them where even that does.
     """
@@ -195,9 +203,7 @@ def simplex_field(
     rates = G[:, None] * (kappa * (W @ (W[0] - W[1])) + own)
     velocity = q * (rates - (q * rates).sum(axis=1, keepdims=True))
     logits = W @ m.h
-    return SimplexField(
-        tuple(m.name(z) for z in tokens), q, velocity, float(logits[0] - logits[1]), softmax(logits)
-    )
+    return SimplexField(tuple(m.name(z) for z in tokens), q, velocity, float(logits[0] - logits[1]), softmax(logits))
 
 
 def simplex_path(flow: ExactFlow, tokens: Sequence[int], margins: ArrayLike) -> Array:

@@ -128,7 +128,8 @@ class Loss:
 
         arrays = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in y))
         a, b, *rest = (torch.tensor(x) for x in arrays)
-        a.requires_grad_(), b.requires_grad_()
+        a.requires_grad_()
+        b.requires_grad_()
         total = self.torch_value(Pair(a, b, *rest)).sum()
         grad_a, grad_b = torch.autograd.grad(total, (a, b), allow_unused=True)
         zero = torch.zeros_like(a)

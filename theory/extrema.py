@@ -1,0 +1,175 @@
+"""Where ln pi(y+) turns along the path, and bounds on how low it gets (exact_solution E4)."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+
+from theory.path import Path
+
+Array = NDArray[np.float64]
+
+
+def find_extrema(path: Path, sigma_end: float, ahead: float) -> Array:
+    """Loss-times (counted forward) of every interior extremum of ln pi(y+) in (0, sigma_end), increasing."""
+
+    def look(sigma: Array) -> tuple[Array, Array, NDArray[np.intp], Array]:
+        tau = ahead * sigma
+        _, rate, curve = path.preferred(tau, 2)
+        top = np.empty(len(sigma), dtype=np.intp)
+        for part in np.array_split(np.arange(len(sigma)), max(1, len(sigma) * path.V >> 21)):
+            if part.size:
+                odds = _log_odds(path, tau[part])
+                odds[:, [path.plus[0]]] = -np.inf
+                top[part] = odds.argmax(axis=1)
+        return ahead * rate, curve, top, tau
+
+    sigma = _grid(path, sigma_end)
+    g, dg, top, _ = look(sigma)
+    leaders = np.unique(top)
+    nodes = _stationary(path, leaders) if ahead > 0 else np.empty(0)
+    nodes = nodes[(nodes > 0) & (nodes < sigma_end)]
+    tight = 1e-12 * sigma_end
+    for _ in range(60):
+        if nodes.size:
+            g2, dg2, top2, _ = look(nodes)
+            sigma, order = np.unique(np.concatenate([sigma, nodes]), return_index=True)
+            g, dg, top = (np.concatenate(pair)[order] for pair in ((g, g2), (dg, dg2), (top, top2)))
+        gap = np.diff(sigma)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # Where both ends have one sign, the tangents of g must not be able to meet on the other side of 0.
+            meet = (g[1:] - g[:-1] - dg[1:] * gap) / (dg[:-1] - dg[1:])
+            low = g[:-1] + dg[:-1] * meet
+            hidden = (g[:-1] * g[1:] > 0) & (meet > 0) & (meet < gap) & (low * g[:-1] < 0)
+            # Where the leading token changes, the hand-over must be resolved: it takes about 1/|difference of speeds|.
+            swap = (top[1:] != top[:-1]) & (np.abs(g[1:] - g[:-1]) * gap > 0.5)
+        suspicious = np.nonzero((hidden | swap) & (gap > tight + 1e-9 * sigma[1:]))[0]
+        if not suspicious.size:
+            break
+        nodes = (sigma[suspicious] + sigma[suspicious + 1]) / 2
+    rate: Callable[[float], float] = lambda s: float(ahead * path.preferred(np.array([ahead * s]), 1)[1][0])  # noqa: E731
+
+    def crossing(left: float, right: float) -> float:
+        # On a node that is the extremum to rounding, the sign depends on how many points are evaluated at once.
+        at_left, at_right = rate(left), rate(right)
+        if np.sign(at_left) == np.sign(at_right):
+            return left if abs(at_left) < abs(at_right) else right
+        return root(rate, left, right)
+
+    sigma, g = sigma[g != 0], g[g != 0]  # underflow where pi(y+) is 1, or an extremum exactly on a node
+    return np.array([crossing(sigma[i], sigma[i + 1]) for i in np.nonzero(np.sign(g[:-1]) != np.sign(g[1:]))[0]])
+
+
+def root(f: Callable[[float], float], left: float, right: float) -> float:
+    """The zero of f between two loss-times where its signs differ, to rounding."""
+    xtol = 1e-15 * abs(right) + 1e-300
+    return float(brentq(f, left, right, xtol=xtol, rtol=4 * np.finfo(float).eps))  # type: ignore[arg-type]
+
+
+def horizon(path: Path, sigma_stop: float, ahead: float) -> float:
+    """Loss-time beyond which ln pi(y+) is monotone (or the stop, if that comes first)."""
+    motion = path.motion
+    if np.isfinite(sigma_stop):
+        return sigma_stop
+    if motion.k.shape[1] == 1 and motion.omega[0, 0] > 0 and ahead > 0 and motion.P[0, 0] > 0:
+        return float(rising_from(path)[0] / motion.omega[0, 0])
+    return _settling_time(path, ahead)
+
+
+def _settling_time(path: Path, ahead: float) -> float:
+    """Loss-time, by doubling, at which ln pi(y+) has taken its final direction: at 1, or falling with one winner."""
+    motion = path.motion
+    unit = 1 / (float(motion.K0.sum()) + 2 * float(motion.omega.max()) + float(np.abs(motion.start[0])) + 1e-300)
+    sigma = unit * 2.0 ** np.arange(-10, 200)
+    for s in sigma:
+        log_p, rate = path.preferred(np.array([ahead * s]), 1)
+        if not np.isfinite(rate[0]):
+            return float(s / 2)
+        rate_now = ahead * rate[0]
+        gone, sure = log_p[0] < -1e3 and rate_now < 0, log_p[0] > -1e-15
+        if gone or sure or (motion.eta_W == 0 and rate_now < 0):
+            return float(s)  # with W frozen ln pi(y+) is concave: once falling, it never rises
+    return float(sigma[-1])
+
+
+def _grid(path: Path, sigma_end: float) -> Array:
+    """Loss-times to look at first: even over [0, end] and geometric towards 0."""
+    even = np.linspace(0.0, 1.0, 257)
+    fine = 2.0 ** -np.arange(8, 48, 0.5)
+    return sigma_end * np.unique(np.concatenate([even, fine]))
+
+
+def trough_bounds(path: Path, sigma_end: float, ahead: float, stop: float, end_log: Array) -> tuple[float, float]:
+    """(lower, upper) bounds on the lowest ln pi(y+) from D*, the largest log-odds of any other token against y+.
+
+    `stop` is the margin and `end_log` (V,) is ln pi at the end of the flow.
+    """
+    others = np.ones(path.V, dtype=bool)
+    others[[path.plus[0], path.minus[0]]] = False
+    lowest = min(float(path.motion.start[0]), stop)  # the margin is monotone along the path
+    if not others.any():
+        return -float(np.logaddexp(0.0, -lowest)), -float(np.logaddexp(0.0, -lowest))
+    sigma = _grid(path, sigma_end)
+    odds = np.concatenate([_log_odds(path, ahead * s)[:, others] for s in np.array_split(sigma, 16) if s.size])
+    best = odds.max()
+    extra = _stationary(path, np.nonzero(others)[0][np.argsort(odds.max(axis=0))[-2000:]])
+    extra = extra[(extra > 0) & (extra < sigma_end)]
+    if extra.size and ahead > 0:
+        # Each stationary point belongs to one token; the maximum over tokens there can only be sharper.
+        best = max(best, max(_log_odds(path, e)[:, others].max() for e in np.array_split(extra, len(extra) // 256 + 1)))
+    if np.isneginf(end_log[path.plus[0]]):
+        return -np.inf, -np.inf
+    best = max(best, float(end_log[others].max()) - float(end_log[path.plus[0]]))
+    worst = np.logaddexp(np.logaddexp(0.0, -lowest), np.log(others.sum()) + best)
+    return -float(worst), -float(np.logaddexp(0.0, best))
+
+
+def _log_odds(path: Path, tau: Array) -> Array:
+    """(T, V) logit_z - logit_{y+}."""
+    logits = path.logits(np.atleast_1d(tau)[None])[0]
+    return logits - logits[:, int(path.plus[0])][:, None]
+
+
+def light_cone_products(path: Path) -> tuple[Array, Array]:
+    """alpha, beta (B, V): logit_z - <s, h>/2 = alpha x + beta/x of one-mode paths with w > 0, x = e^{w tau}."""
+    motion = path.motion
+    ratio = (motion.k / motion.omega)[:, None, 0, None]  # (B, 1, 1)
+    B1, B2 = path.first, path.second
+    lc = motion.light_cone[:, None, :]
+    scale = np.sqrt(8 * motion.eta_W)
+    up, down = np.where(lc, B1 / scale, (B1 + ratio * B2) / 2), np.where(lc, B2 / scale, (B1 - ratio * B2) / 2)
+    rows = np.arange(len(up))
+    mean = lambda x: (x[rows, path.plus] + x[rows, path.minus])[:, None] / 2  # noqa: E731
+    return (up - mean(up))[..., 0], (down - mean(down))[..., 0]
+
+
+def rising_from(path: Path) -> Array:
+    """(B,) ln x beyond which every token's log-odds against y+ fall, so that ln pi(y+) rises for good (P > 0, w > 0).
+
+    Fujiwara's bound on the roots of the quartics P x^4 - 4 w alpha x^3 + 4 w beta x + Q of E4.
+    """
+    motion = path.motion
+    w, P, Q = (f[:, 0] for f in (motion.omega, motion.P, motion.Q))
+    alpha, beta = (np.abs(x).max(axis=1) for x in light_cone_products(path))
+    cubic, linear = 4 * w * alpha / P, 4 * w * beta / P
+    return np.log(2 * np.maximum.reduce([cubic, np.cbrt(linear), (Q / (2 * P)) ** 0.25, np.ones_like(w)]))
+
+
+def _stationary(path: Path, tokens: NDArray[np.intp]) -> Array:
+    """Loss-times > 0 where a token's log-odds against y+ are stationary: roots of the quartic of E4."""
+    motion = path.motion
+    if motion.k.shape[1] > 1 or motion.omega[0, 0] == 0 or not tokens.size:
+        return np.empty(0)
+    w, P, Q = (float(x[0, 0]) for x in (motion.omega, motion.P, motion.Q))
+    if P == 0:
+        return np.empty(0)
+    alpha, beta = (x[0, tokens] for x in light_cone_products(path))
+    # P x^4 - 4 w alpha x^3 + 4 w beta x + Q = 0, by the eigenvalues of its companion matrices.
+    companion = np.zeros((len(tokens), 4, 4))
+    companion[:, 1, 0] = companion[:, 2, 1] = companion[:, 3, 2] = 1
+    companion[:, 0, 3], companion[:, 1, 3], companion[:, 3, 3] = -Q / P, -4 * w * beta / P, 4 * w * alpha / P
+    finite = np.isfinite(companion).all(axis=(1, 2))
+    roots = np.linalg.eigvals(companion[finite]).ravel()
+    real = roots.real[(np.abs(roots.imag) < 1e-6 * np.abs(roots)) & (roots.real > 1)]
+    return np.unique(np.log(real) / w)

@@ -258,22 +258,13 @@ class Clock:
             miss = log_t - here
             lo, hi = np.where(miss > 0, sigma, lo), np.where(miss < 0, sigma, hi)
             lo, hi = np.maximum.accumulate(lo, axis=1), np.minimum.accumulate(hi[:, ::-1], axis=1)[:, ::-1]
-            nudge = np.maximum(sigma * 1e-5, 1e-300)
-            f0, f1 = (
-                self._log_integrand(row.ravel(), s.reshape(-1, 1))[0].reshape(sigma.shape)
-                for s in (sigma, sigma + nudge)
-            )
-            growth = (f1 - f0) / nudge  # ln f is locally linear: t(s + x) = t + f (e^{growth x} - 1)/growth
-            ratio = np.expm1(np.clip(miss, -700, 700)) * np.exp(here - f0)
-            bent = np.log1p(growth * ratio) / growth
-            step = np.where(np.abs(growth * ratio) < 1e-12, ratio, bent)
-            step = np.where(np.isfinite(step), step, np.inf)
-            new = sigma + step
+            step, floor = self._newton_step(row, sigma, here, miss)
+            new = self._moved(sigma, step)
             bracketed = (new > lo) & (new < hi)
             middle = np.where(lo > 0, np.sqrt(lo) * np.sqrt(hi), hi / 1e3)
             middle = np.where(hi < 2 * lo, (lo + hi) / 2, middle)
             new = np.where(bracketed, new, middle)
-            done = (np.abs(step) <= 4 * _EPS * sigma) | (hi - lo <= 4 * _EPS * hi) | (np.abs(miss) <= 1e-14)
+            done = (np.abs(step) <= 4 * _EPS * sigma) | (hi - lo <= 4 * _EPS * hi) | (np.abs(miss) <= floor)
             done |= (hi >= end) & (sigma >= end * (1 - 4 * _EPS)) & (miss > 0)
             done |= ~np.isfinite(log_t)
             sigma = np.maximum.accumulate(np.where(done, sigma, new), axis=1)
@@ -281,6 +272,37 @@ class Clock:
                 return np.where((log_t - here > 1e-6) & (sigma >= end * (1 - 8 * _EPS)), self.sigma_stop, sigma)
         worst = float(np.abs(miss[~done]).max())
         raise SolverError(f"no loss-time found for ln t in {steps} steps (worst miss in ln t {worst:g})")
+
+    def _newton_step(self, row: NDArray[np.intp], sigma: Array, log_time: Array, miss: Array) -> tuple[Array, Array]:
+        """The step in sigma that gains `miss` in ln t if ln f is linear: t(s + x) = t + f (e^(growth x) - 1)/growth.
+
+        With it, the rounding error of ln t there: a smaller miss means nothing.
+        """
+        nudge = np.maximum(sigma * 1e-5, 1e-300)
+        f0, f1 = (
+            self._log_integrand(row.ravel(), s.reshape(-1, 1))[0].reshape(sigma.shape) for s in (sigma, sigma + nudge)
+        )
+        growth = (f1 - f0) / nudge
+        log_gain = log_expm1(np.maximum(miss, 0.0)) + log_time - f0  # ln of (t* - t)/f, when positive
+        ratio = np.where(miss > 0, np.exp(log_gain), np.expm1(miss) * np.exp(log_time - f0))
+        steep = (miss > 0) & (growth > 0)  # then the logarithm is taken of what may exceed float range
+        bent = np.where(steep, np.logaddexp(0.0, np.log(growth) + log_gain), np.log1p(growth * ratio)) / growth
+        step = np.where(np.abs(growth * ratio) < 1e-12, ratio, bent)
+        tau = self.direction[:, None] * sigma
+        u_ref = np.abs(_column(self.form.u_ref, len(tau)))
+        steepness = np.abs(growth) / np.maximum(self.motion.speed(tau), 1e-300)  # d ln f / du
+        floor = 1e-14 + 4 * _EPS * np.nan_to_num(steepness * (np.abs(self.motion.margin(tau)) + u_ref), posinf=0.0)
+        return np.where(np.isfinite(step), step, np.inf), floor
+
+    def _moved(self, sigma: Array, step: Array) -> Array:
+        """sigma + step; where the margin grows exponentially in sigma, the step is taken in the margin instead."""
+        new = sigma + step
+        if self.motion.k.shape[1] > 1:
+            return new
+        u = self.motion.margin(self.direction[:, None] * sigma)
+        speed = self.motion.speed(self.direction[:, None] * sigma)
+        along = np.abs(self.motion.tau_at_margin(u + self.direction[:, None] * speed * step))
+        return np.where((2 * self.motion.omega * sigma > 1) & np.isfinite(along), along, new)
 
     def _guess(self, log_t: Array) -> Array:
         """Loss-times near the targets, from a coarse geometric table of ln t."""

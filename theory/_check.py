@@ -60,7 +60,7 @@ def check_array(value: ArrayLike, name: str, shape: tuple[int | None, ...]) -> F
         array = array.astype(np.float64)
     if array.dtype not in (np.float32, np.float64):
         raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
-    wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ")"
+    wanted = "(" + ", ".join("any" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
     fits = array.ndim == len(shape) and all(s in (None, n) for s, n in zip(shape, array.shape, strict=True))
     if not fits or 0 in array.shape:
         raise ValueError(f"{name} must have shape {wanted}, got {array.shape}")

@@ -45,7 +45,7 @@ class Displacement:
         "stationary" (nothing moves).
     initial_rate, initial_curvature : d/dt ln pi(y+) in time t, and d^2/dtau^2 in loss-time, at the start.
     kappa, kappa_star : eta_h / eta_W of this flow, and the ratio above which ln pi(y+) falls at the start (inf: none
-        does). With a feature kernel the ratio is trace(Kf)/(d eta_W), and kappa_star scales the given kernel.
+        does) if the loss raises the margin there. With a feature kernel the ratio is trace(Kf)/(d eta_W), and kappa_star scales the given kernel.
     r_max : max over other tokens of <2 W_z - W_+ - W_-, a>/|a|^2 (with a kernel Kf: in its inner product). At most 1:
         no hidden vector and no ratio of rates displaces this pair at the start.
     depth : lowest ln pi(y+) minus its start (nats, <= 0), reached at `trough`.
@@ -115,9 +115,11 @@ def feature_alignment(path: Path) -> Array:
     return path.first[0] @ first[0, :, 0] + path.second[0] @ second[0, :, 0]
 
 
-def alignment_ratio(alignment: Array, plus: int, minus: int) -> float:
-    """r_max from <W_z, Kf a> (V,): max over z != +,- of <2 W_z - W_+ - W_-, Kf a>/<a, Kf a>; -inf if nothing turns."""
-    size = alignment[plus] - alignment[minus]
+def alignment_ratio(alignment: Array, size: float, plus: int, minus: int) -> float:
+    """r_max from <W_z, Kf a> (V,) and <a, Kf a>: max over z != +,- of <2 W_z - W_+ - W_-, Kf a>/<a, Kf a>.
+
+    -inf if nothing turns. `size` comes separately: alignment[+] - alignment[-] loses it where W_+ and W_- nearly agree.
+    """
     others = np.delete(alignment, [plus, minus])
     if not others.size or size <= 0:
         return -np.inf

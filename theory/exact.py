@@ -178,8 +178,12 @@ class ExactFlow:
         """eta_h / eta_W; with a feature kernel trace(Kf) / (d eta_W)."""
         if not self.lr_unembedding:
             return np.inf
-        mean = float(np.trace(self.lr_hidden)) / self.model.d if np.ndim(self.lr_hidden) else float(self.lr_hidden)
-        return mean / self.lr_unembedding
+        return self._mean_rate / self.lr_unembedding
+
+    @property
+    def _mean_rate(self) -> float:
+        """eta_h, or the mean eigenvalue of the feature kernel."""
+        return float(np.trace(self.lr_hidden)) / self.model.d if np.ndim(self.lr_hidden) else float(self.lr_hidden)
 
     @cached_property
     def kappa_star(self) -> float:
@@ -189,13 +193,15 @@ class ExactFlow:
     @cached_property
     def r_max(self) -> float:
         """max over other tokens of <2 W_z - W_+ - W_-, a>/|a|^2: at most 1, this pair cannot displace at the start."""
-        return alignment_ratio(self.alignment, *self.model.single_pair)
+        squares, k = (self.path.a0[0] ** 2).sum(-1), self.path.motion.k[0]  # by modes of the kernel
+        weights = k / self._mean_rate if np.ndim(self.lr_hidden) and k.any() else np.ones_like(k)
+        return alignment_ratio(self.alignment, float(weights @ squares), *self.model.single_pair)
 
     @cached_property
     def alignment(self) -> Array:
         """(V,) <W_z, a> with a = W_+ - W_-: who gains (Theorem 2); <W_z, Kf a> with Kf scaled to mean eigenvalue 1."""
         if np.ndim(self.lr_hidden) and self.path.motion.k.any():
-            return feature_alignment(self.path) / (float(np.trace(self.lr_hidden)) / self.model.d)
+            return feature_alignment(self.path) / self._mean_rate
         if self.path.motion.light_cone.any() or not self.path.motion.k.any():
             return inner_products(self.model.W, self.path.a0[0, :1].T)[:, 0]
         return self.path.second[0, :, 0]

@@ -264,10 +264,12 @@ def token_index(token: int | str, tokens: Sequence[str] | None, name: str) -> in
     if isinstance(token, str):
         if tokens is None:
             raise ValueError(f"{name} is the name {token!r}, but tokens was not given")
-        try:
-            return list(tokens).index(token)
-        except ValueError:
-            raise ValueError(f"{name}: " + unknown("token", token, tokens)) from None
+        rows = [i for i, t in enumerate(tokens) if t == token]
+        if not rows:
+            raise ValueError(f"{name}: " + unknown("token", token, tokens))
+        if len(rows) > 1:
+            raise ValueError(f"{name}: {token!r} names several rows of W ({rows[:4]}); give the index")
+        return rows[0]
     if isinstance(token, bool) or not isinstance(token, int | np.integer):
         raise ValueError(f"{name} must be a token index or name, got {token!r}")
     return int(token)

@@ -45,7 +45,8 @@ class Displacement:
         "stationary" (nothing moves).
     initial_rate, initial_curvature : d/dt ln pi(y+) in time t, and d^2/dtau^2 in loss-time, at the start.
     kappa, kappa_star : eta_h / eta_W of this flow, and the ratio above which ln pi(y+) falls at the start (inf: none
-        does) if the loss raises the margin there. With a feature kernel the ratio is trace(Kf)/(d eta_W), and kappa_star scales the given kernel.
+        does) if the loss raises the margin there. With a feature kernel the ratio is trace(Kf)/(d eta_W), and
+        kappa_star scales the given kernel.
     r_max : max over other tokens of <2 W_z - W_+ - W_-, a>/|a|^2 (with a kernel Kf: in its inner product). At most 1:
         no hidden vector and no ratio of rates displaces this pair at the start.
     depth : lowest ln pi(y+) minus its start (nats, <= 0), reached at `trough`.

@@ -94,8 +94,10 @@ class ExactFlow:
     def log_probs(self, times: ArrayLike | None = None, *, log_times: ArrayLike | None = None) -> Array:
         """(T, V) ln pi of every token at times (non-decreasing, >= 0) or at e^log_times."""
         sigma = self._sigma(times, log_times)
-        out = self.path.log_probs(self._tau(np.minimum(sigma, 1e300)))[0]
-        ended = np.isinf(sigma[0]) | (sigma[0] >= 1e300)
+        motion = self.path.motion
+        # Once the logits leave float range (they grow as e^(2 w sigma) where both groups move) the limit is exact.
+        ended = (sigma[0] >= 1e300) | (motion.omega.max() * sigma[0] > 340)
+        out = self.path.log_probs(self._tau(np.where(ended, 0.0, sigma)))[0]
         if ended.any():
             out[ended] = self.limit_log_probs()
         return out

@@ -148,6 +148,97 @@ class MpmathOps:
         return x
 
 
+class Dual:
+    """An mpmath number with its derivative. Slopes come out to full relative accuracy, however small they are."""
+
+    __slots__ = ("dx", "x")
+
+    def __init__(self, x: Any, dx: Any = 0) -> None:
+        self.x, self.dx = mpmath.mpf(x), mpmath.mpf(dx)
+
+    @staticmethod
+    def of(x: Any) -> "Dual":
+        return x if isinstance(x, Dual) else Dual(x)
+
+    def chain(self, value: Any, slope: Any) -> "Dual":
+        """f(self) for a function with the given value and slope here."""
+        return Dual(value, slope * self.dx if self.dx else 0)
+
+    def __neg__(self) -> "Dual":
+        return Dual(-self.x, -self.dx)
+
+    def __add__(self, other: Any) -> "Dual":
+        other = Dual.of(other)
+        return Dual(self.x + other.x, self.dx + other.dx)
+
+    def __sub__(self, other: Any) -> "Dual":
+        return self + -Dual.of(other)
+
+    def __rsub__(self, other: Any) -> "Dual":
+        return -self + other
+
+    def __mul__(self, other: Any) -> "Dual":
+        other = Dual.of(other)
+        return Dual(self.x * other.x, self.dx * other.x + self.x * other.dx)
+
+    def __truediv__(self, other: Any) -> "Dual":
+        other = Dual.of(other)
+        return self * other.chain(1 / other.x, -1 / other.x**2)
+
+    def __rtruediv__(self, other: Any) -> "Dual":
+        return Dual.of(other) / self
+
+    def __pow__(self, power: Any) -> "Dual":
+        if self.x == 0 and power > 1:
+            return Dual(0)
+        return self.chain(self.x**power, power * self.x ** (power - 1))
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+class DualOps:
+    """mpmath numbers with derivatives (forward mode), for slopes far below float64; scalars only."""
+
+    def exp(self, x: Any) -> Any:
+        x = Dual.of(x)
+        return x.chain(mpmath.exp(x.x), mpmath.exp(x.x))
+
+    def expm1(self, x: Any) -> Any:
+        x = Dual.of(x)
+        return x.chain(mpmath.expm1(x.x), mpmath.exp(x.x))
+
+    def log(self, x: Any) -> Any:
+        x = Dual.of(x)
+        return x.chain(mpmath.log(x.x), 1 / x.x)
+
+    def log1p(self, x: Any) -> Any:
+        x = Dual.of(x)
+        return x.chain(mpmath.log1p(x.x), 1 / (1 + x.x))
+
+    def sigmoid(self, x: Any) -> Any:
+        x = Dual.of(x)
+        value = MPMATH.sigmoid(x.x)
+        return x.chain(value, value * MPMATH.sigmoid(-x.x))
+
+    def log_sigmoid(self, x: Any) -> Any:
+        x = Dual.of(x)
+        return x.chain(MPMATH.log_sigmoid(x.x), MPMATH.sigmoid(-x.x))
+
+    def softplus(self, x: Any) -> Any:
+        x = Dual.of(x)
+        return x.chain(MPMATH.softplus(x.x), MPMATH.sigmoid(x.x))
+
+    def relu(self, x: Any) -> Any:
+        x = Dual.of(x)
+        return x.chain(MPMATH.relu(x.x), MPMATH.step(x.x))
+
+    def step(self, x: Any) -> Any:
+        return Dual(MPMATH.step(Dual.of(x).x))
+
+    def detach(self, x: Any) -> Any:
+        return Dual(Dual.of(x).x)
+
+
 class sigmoid(sympy.Function):
     r"""The logistic function, kept by name so that formulas print as papers print them."""
 
@@ -201,4 +292,5 @@ class SympyOps:
 
 NUMPY = NumpyOps()
 MPMATH = MpmathOps()
+DUAL = DualOps()
 SYMPY = SympyOps()

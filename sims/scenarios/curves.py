@@ -17,7 +17,7 @@ Table = dict[str, list[Any]]
 Role = Literal["preferred", "dispreferred", "benign", "catastrophic", "neutral"]
 
 # Words that give the same answer: a gain within the family of y+ is benign, in the opposite one catastrophic.
-DENIALS = ("No", " No", "no", "Nope")
+DENIALS = ("No", " No", "no", "Nope", "Never")
 AFFIRMATIONS = ("Yes", " Yes", "yes", "Sure")
 
 

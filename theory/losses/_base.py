@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from theory._check import REAL, Interval, check_number
 from theory.losses._laws import Law
 from theory.model import Sample
-from theory.ops import MPMATH, NUMPY, SYMPY, Ops, TorchOps
+from theory.ops import DUAL, MPMATH, NUMPY, SYMPY, Dual, Ops, TorchOps
 
 Array = NDArray[np.float64]
 
@@ -253,14 +253,13 @@ class MarginForm:
 
 
 def log_slope_mpmath(loss: MarginLoss, u: float, u_ref: float, max_digits: int = 20_000) -> float:
-    """ln |l'(u)| by differencing the formula in as many digits as it takes; -inf if it is zero at `max_digits`."""
-    digits = 60
+    """ln |l'(u)| by differentiating the formula in as many digits as it takes; -inf if it is zero at `max_digits`."""
+    digits, before = 30, mpmath.mpf(0)
     while digits <= max_digits:
         with mpmath.workdps(digits):
-            reference = mpmath.mpf(u_ref)
-            slope = mpmath.diff(lambda x, r=reference: loss.formula(MPMATH, Pair.of_margin(x, r)), mpmath.mpf(u))
-            # Cancellation noise is about 10^-digits; a slope far above it is real.
-            if abs(slope) > mpmath.mpf(10) ** (-digits // 3):
-                return float(mpmath.log(abs(slope)))
-        digits *= 4
+            slope = abs(loss.formula(DUAL, Pair.of_margin(Dual(u, 1), mpmath.mpf(u_ref))).dx)
+            # Cancellation inside the formula shows as a change with the digits.
+            if slope and abs(slope - before) <= slope * mpmath.mpf(10) ** -14:
+                return float(mpmath.log(slope))
+        digits, before = 3 * digits, slope
     return -np.inf

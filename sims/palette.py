@@ -11,6 +11,7 @@ from sims.scenarios.curves import AFFIRMATIONS, DENIALS, Role
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
     "#000000 #E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7".split()
 )
+LOG_LABEL = r"$\ln\,\pi$  (nats)"
 MARGIN_LABEL = r"margin $u=\ln\,\pi(y^+)-\ln\,\pi(y^-)$  (nats)"
 GREY, FAINT = "#8C8C8C", "#D0D0D0"
 WORD_COLORS = {"No": BLUE, "Never": GREEN, "Yes": RED}
@@ -60,6 +61,11 @@ def token_color(name: str) -> str:
 def signed(x: float) -> str:
     """A number with its sign, minus as a minus."""
     return f"{x:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def number(x: float) -> str:
+    """A number inside mathematics, infinity as its symbol."""
+    return f"{x:.3g}".replace("inf", r"\infty")
 
 
 def greek(loss: str) -> str:

@@ -25,6 +25,7 @@ from sims.palette import (
     FAINT,
     GREEN,
     GREY,
+    LOG_LABEL,
     MARGIN_LABEL,
     ORANGE,
     PINK,
@@ -35,11 +36,12 @@ from sims.palette import (
     WORD_COLORS,
     YELLOW,
     greek,
+    number,
     shown,
     signed,
     token_color,
 )
-from sims.scenarios.curves import AFFIRMATIONS, DENIALS, Gains, LossMarks, Role, Story, forecast
+from sims.scenarios.curves import AFFIRMATIONS, DENIALS, Forecast, Gains, LossMarks, Role, Story, forecast
 from sims.scenarios.no_never_yes import NoNeverYes
 from sims.scenarios.phase import PhaseDiagram, SimplexField
 from theory import Displacement, ExactFlow
@@ -150,8 +152,8 @@ def _mark(ax: Axes, point: Point | None, along: str, marker: str, text: str) -> 
 
 def _limits(ax: Axes, data: Story, along: str) -> None:
     low = float(data.log_probs[:, data.preferred].min())
-    ax.set_ylim(1.55 * low - 3, 0.8)
-    ax.set_ylabel(r"$\ln\,\pi$  (nats)")
+    ax.set_ylim(min(1.55 * low - 3, -8), 0.8)
+    ax.set_ylabel(LOG_LABEL)
     if along == "time":
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(numticks=9))
@@ -395,30 +397,35 @@ def plot_prediction(
     data = forecast(flow, displacement, names, top)
     palette = [RED, ORANGE, PINK, SKY, YELLOW, BLACK]
     colors = [BLUE, GREEN] + [palette[i % len(palette)] for i in range(len(data.tokens) - 2)]
+    point = "o" if flow.direction == 0 else ""  # a path of one point would not be seen
     for i, (name, color) in enumerate(zip(data.tokens, colors, strict=True)):
         label = shown(name) + ("  ($y^+$)", "  ($y^-$)", "")[min(i, 2)]
-        axes[0].plot(
-            data.margin, data.log_probs[:, i], color=color, lw=2.2 if i < 2 else 1.4, label=label, zorder=4 - (i > 1)
-        )
+        width, front = (2.2, 4) if i < 2 else (1.4, 3)
+        axes[0].plot(data.margin, data.log_probs[:, i], marker=point, color=color, lw=width, label=label, zorder=front)
     _mark(axes[0], displacement.trough, "margin", "v", f"trough ({signed(displacement.depth)} nats)")
     _mark(axes[0], displacement.last_return, "margin", "D", "back at its start")
     floor = min(float(data.log_probs[:, 0].min()), float(data.log_probs[0].min()))
-    axes[0].set(ylim=(1.3 * floor - 1, 0.02 * abs(floor) + 0.3), xlabel=MARGIN_LABEL, ylabel=r"$\ln\,\pi$  (nats)")
+    direction = ", falling" if flow.direction < 0 else ""
+    axes[0].set(ylim=(1.3 * floor - 1, 0.02 * abs(floor) + 0.3), xlabel=MARGIN_LABEL + direction, ylabel=LOG_LABEL)
     axes[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     never = np.isinf(displacement.kappa_star)
-    star = r"no $\kappa$ falls at once" if never else rf"$\kappa^*={displacement.kappa_star:.3g}$"
+    star = r"no $\kappa$ falls at once" if never else rf"$\kappa^*={number(displacement.kappa_star)}$"
     status = {"none": "no displacement", "stationary": "nothing moves"}.get(displacement.status, displacement.status)
     axes[0].set_title(
         rf"{shown(data.tokens[0])} over {shown(data.tokens[1])}: {status}; "
-        rf"$\kappa={displacement.kappa:.3g}$, {star}, $r_{{\max}}={displacement.r_max:.3g}$"
+        rf"$\kappa={number(displacement.kappa)}$, {star}, $r_{{\max}}={number(displacement.r_max)}$"
     )
-    at, known = np.arange(len(data.bars)), dict(zip(data.tokens, colors, strict=True))
-    axes[1].barh(at, data.alignment, color=[known.get(name, FAINT) for name in data.bars], height=0.72)
-    axes[1].set_yticks(at, [shown(name) for name in data.bars])
-    axes[1].set(ylim=(len(at) - 0.4, -0.6), xlabel=r"$\langle W_z,\,W_{y^+}-W_{y^-}\rangle$")
-    axes[1].axvline(0, color=BLACK, lw=0.8)
-    axes[1].set_title("who gains (Theorem 2)")
+    _alignment_bars(axes[1], data, dict(zip(data.tokens, colors, strict=True)))
     return axes
+
+
+def _alignment_bars(ax: Axes, data: Forecast, colors: dict[str, str]) -> None:
+    at = np.arange(len(data.bars))
+    ax.barh(at, data.alignment, color=[colors.get(name, FAINT) for name in data.bars], height=0.72)
+    ax.set_yticks(at, [shown(name) for name in data.bars])
+    ax.set(ylim=(len(at) - 0.4, -0.6), xlabel=r"$\langle W_z,\,W_{y^+}-W_{y^-}\rangle$")
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.set_title("who gains (Theorem 2)")
 
 
 # ---- files

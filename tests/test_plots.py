@@ -409,7 +409,10 @@ def test_prediction_of_every_status(kind, tmp_path):
     np.testing.assert_allclose(data.alignment, flow.alignment[[TOKENS.index(t) for t in data.bars]])
     assert (np.diff(data.alignment) <= 0).all()
     assert {"No", "Never"} < set(data.bars)
-    assert f"{record.kappa:.3g}" in given[0].get_title("left")
+    title = given[0].get_title("left")
+    assert rf"$\kappa={record.kappa:.3g}$".replace("inf", r"\infty") in title
+    assert {"none": "no displacement", "stationary": "nothing moves"}.get(record.status, record.status) in title
+    assert given[0].get_xlabel().endswith("falling") == (kind == "backwards")
     path = save_prediction(flow, record, tmp_path / f"{kind}.png")
     assert imread(path).shape[2] == 4
 

@@ -1,0 +1,149 @@
+"""Theorems 4 and 5 term by term: against autodiff, against finite differences along the flow, and in their signs."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from sims import Optimizer, gradient_descent
+from theory import ExactFlow, Sample, UnconstrainedFeatures, log_prob_rate
+from theory.losses import get
+from theory.rates import Rate
+
+LOSSES = [get("dpo", beta=0.7), get("ipo", tau=0.4), get("slic", delta=6.0)]
+
+
+def random_model(seed: int, V: int = 6, d: int = 4) -> UnconstrainedFeatures:
+    rng = np.random.default_rng(seed)
+    return UnconstrainedFeatures.single_token(
+        rng.standard_normal((V, d)), rng.standard_normal(d), 2, 4, tokens=list("abcdef")[:V]
+    )
+
+
+def rate_by_autodiff(m, loss, z, eta_W=1.0, eta_h=1.0) -> float:
+    """One tiny SGD step gives the velocity of W and h; the chain rule through the softmax is written out here."""
+    step = gradient_descent(m, loss, Optimizer("sgd", 1.0), 1, eta_W, eta_h)
+    dW, dh = step.W[1] - m.W, (step.H[1] - m.H)[0]
+    dlogits = dW @ m.h + m.W @ dh
+    return float(dlogits[z] - softmax(m.W @ m.h) @ dlogits)
+
+
+@pytest.mark.parametrize("rates", [(1.0, 1.0), (0.3, 2.0), (0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_every_token_against_autodiff(loss, rates):
+    for seed in range(5):
+        m = random_model(seed)
+        for z in range(m.V):
+            rate = log_prob_rate(m, loss, z, lr_unembedding=rates[0], lr_hidden=rates[1])
+            size = sum(abs(t) for t in rate.terms.values())
+            assert abs(rate.total - rate_by_autodiff(m, loss, z, *rates)) <= 1e-12 * (size + 1e-3)
+            assert size > 1e-3
+
+
+def test_against_the_flow_itself():
+    m, loss, e = random_model(3), LOSSES[0], 1e-5
+    now, one, two = ExactFlow(m, loss, 0.5, 2.0).log_probs([0.0, e, 2 * e])
+    slope = (4 * one - 3 * now - two) / (2 * e)
+    for z in range(m.V):
+        rate = log_prob_rate(m, loss, z, lr_unembedding=0.5, lr_hidden=2.0).total
+        assert rate == pytest.approx(slope[z], rel=1e-6, abs=1e-8)
+
+
+def test_the_terms_are_theorem_4_as_printed():
+    """Each term retyped from the paper: m(t), the alignment of W_+ and W_-, the other tokens."""
+    m, loss = random_model(1), LOSSES[0]
+    W, h, (w, l) = m.W, m.h, m.single_pair
+    p = softmax(W @ h)
+    G = float(loss.margin(m.samples[0]).slope(h @ (W[w] - W[l])))
+    mass = 1 - p[w] + p[l]
+    printed = {
+        "norms of W_+ and W_-": (1 - p[w]) * W[w] @ W[w] + p[l] * W[l] @ W[l],
+        "alignment of W_+ and W_-": -mass * W[w] @ W[l],
+        "other tokens, weighted": -sum(p[z] * W[z] @ (W[w] - W[l]) for z in range(m.V) if z not in (w, l)),
+        "hidden norm": mass * h @ h,
+    }
+    seen = log_prob_rate(m, loss).terms
+    assert seen.keys() == printed.keys()
+    for name, value in printed.items():
+        assert seen[name] == pytest.approx(G * value, rel=1e-12)
+        # A dropped or doubled term, or a flipped sign, would show in the total.
+        assert abs(seen[name]) > 1e-4
+
+
+def with_gram_change(m: UnconstrainedFeatures, i: int, j: int, change: float) -> UnconstrainedFeatures:
+    """A model in which <W_i, W_j> (i != j) or |W_i|^2 has changed by `change`, every logit and other product alike.
+
+    Two rows are given a component along a fresh direction, orthogonal to everything (h included), and, for i = j, the
+    component alone changes the norm.
+    """
+    extra = np.zeros((m.V, 2))
+    if i == j:
+        extra[i, 0] = np.sqrt(change)
+    else:
+        # <x_i, x_j> = change with |x_i|, |x_j| whatever they come to: those norms are corrected by the caller.
+        extra[i, 0], extra[j, 0] = 1.0, change
+    W = np.concatenate([m.W, extra], axis=1)
+    return UnconstrainedFeatures.single_token(W, np.concatenate([m.h, [0.0, 0.0]]), *m.single_pair, tokens=m.tokens)
+
+
+def test_theorems_1_and_2_as_monotonicity():
+    """The rate falls with <W_+, W_-> and with every <W_z, W_+ - W_->; ln pi(z) rises with its own alignment."""
+    for seed in range(6):
+        m, loss = random_model(seed), LOSSES[0]
+        w, l = m.single_pair
+        base = log_prob_rate(m, loss)
+        assert base.sensitivity["<W_+, W_->"] < 0
+        assert base.sensitivity["|W_+|^2"] > 0
+        assert base.sensitivity["|W_-|^2"] > 0
+        assert base.sensitivity["|h|^2"] > 0
+        e = 1e-3
+        # <W_+, W_-> moves by e; |W_+|^2 by 1 and |W_-|^2 by e^2 as side effects, which their sensitivities undo.
+        moved = log_prob_rate(with_gram_change(m, w, l, e), loss).total
+        still = log_prob_rate(with_gram_change(m, w, l, 0.0), loss).total
+        slope = (moved - still - e**2 * base.sensitivity["|W_-|^2"]) / e
+        assert slope == pytest.approx(base.sensitivity["<W_+, W_->"], rel=1e-6)
+        for z in set(range(m.V)) - {w, l}:
+            name = m.name(z)
+            assert base.sensitivity[f"<W_{name}, W_+ - W_->"] < 0
+            own = log_prob_rate(m, loss, z).sensitivity[f"<W_{name}, W_+ - W_->"]
+            assert own > 0
+            up = with_gram_change(m, w, z, e)  # <W_z, W_+> and so <W_z, W_+ - W_-> up by e, |W_+|^2 by 1
+            none = with_gram_change(m, w, z, 0.0)
+            change = log_prob_rate(up, loss).total - log_prob_rate(none, loss).total
+            assert change / e == pytest.approx(base.sensitivity[f"<W_{name}, W_+ - W_->"], rel=1e-6)
+            gain = log_prob_rate(up, loss, z).total - log_prob_rate(none, loss, z).total
+            assert gain / e == pytest.approx(own, rel=1e-6)
+
+
+def test_probabilities_stay_normalised():
+    m = random_model(2)
+    p = softmax(m.W @ m.h)
+    total = sum(p[z] * log_prob_rate(m, LOSSES[0], z).total for z in range(m.V))
+    assert abs(total) < 1e-13
+
+
+def test_names_and_printing():
+    rate = log_prob_rate(random_model(0), LOSSES[0], "b")
+    assert isinstance(rate, Rate)
+    assert "ln pi(b)" in str(rate)
+    assert rate.to_dict()["total"] == rate.total
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: log_prob_rate(m, LOSSES[0], "q"), "response: unknown token 'q'"),
+        (lambda m: log_prob_rate(m, LOSSES[0], 17), r"response must be a token index in \[0, 6\), got 17"),
+        (lambda m: log_prob_rate(m, LOSSES[0], sample=1), "sample must be 0"),
+        (lambda m: log_prob_rate(m, LOSSES[0], lr_hidden=-1.0), r"lr_hidden must be in \[0, inf\), got -1"),
+        (lambda m: log_prob_rate(m, "dpo"), "loss must be a theory.losses.Loss instance, got 'dpo'"),
+    ],
+)
+def test_bad_calls(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(random_model(0))
+
+
+def test_sequences_are_refused_by_name():
+    m = UnconstrainedFeatures.from_samples(np.eye(3), np.ones((2, 3)), (Sample("p", ((0, 1), (2,))),))
+    with pytest.raises(ValueError, match="one sample with two single-token responses"):
+        log_prob_rate(m, LOSSES[0])

@@ -51,7 +51,7 @@ class Clock:
     def direction(self) -> Array:
         """(B,) +1 if the margin rises, -1 if it falls, 0 if nothing moves."""
         start = self.motion.start
-        sign = np.sign(self.form.take(np.arange(len(start))).slope(start[:, None])[:, 0])
+        sign = self.form.take(np.arange(len(start))).sign(start[:, None])[:, 0]
         still = (self.motion.K0.sum(-1) == 0) | (self.motion.reach(sign) == start)
         for zero in self.form.zeros:
             still = still | (start == zero)
@@ -119,7 +119,7 @@ class Clock:
         match law:
             case ConstantSlope(rate, _):
                 return np.log(sigma) - np.log(_column(rate, B))
-            case LinearSlope(rate, _) if motion.k.shape[1] == 1:
+            case LinearSlope(rate, _) if motion.k.shape[1] == 1 and np.isfinite(self.sigma_stop).all():
                 w, K, Y, ratio = self._quadratic(_column(rate, B))
                 s = self.direction[:, None] * np.minimum(sigma, self.sigma_stop)
                 X = np.where(w == 0, s, np.expm1(2 * w * s))
@@ -214,7 +214,7 @@ class Clock:
         match law:
             case ConstantSlope(rate, _):
                 return np.exp(log_t) * _column(rate, B)
-            case LinearSlope(rate, _) if motion.k.shape[1] == 1:
+            case LinearSlope(rate, _) if motion.k.shape[1] == 1 and np.isfinite(self.sigma_stop).all():
                 w, K, Y, ratio = self._quadratic(_column(rate, B))
                 decay = np.exp(-np.exp(log_t) * K)
                 X = -np.expm1(-np.exp(log_t) * K) * Y / (1 + decay * ratio)
@@ -249,6 +249,9 @@ class Clock:
         """Bracketed third-order Newton on ln t(sigma), all targets at once; every evaluation serves the whole row."""
         B = len(self.motion.start)
         row = np.repeat(np.arange(B), log_t.shape[1]).reshape(log_t.shape)
+        first = log_t + self.form.take(np.arange(B)).log_slope(self.motion.start[:, None])  # sigma = t |G(u0)| at first
+        early = first < -600  # there sigma may underflow
+        log_t = np.where(early, -np.inf, log_t)
         end = np.minimum(self.sigma_stop, _FAR)
         sigma = np.maximum.accumulate(np.minimum(self._guess(log_t), end), axis=1)
         lo, hi = np.zeros_like(sigma), np.broadcast_to(end, sigma.shape).copy()
@@ -264,11 +267,13 @@ class Clock:
             middle = np.where(lo > 0, np.sqrt(lo) * np.sqrt(hi), hi / 1e3)
             middle = np.where(hi < 2 * lo, (lo + hi) / 2, middle)
             new = np.where(bracketed, new, middle)
-            done = (np.abs(step) <= 4 * _EPS * sigma) | (hi - lo <= 4 * _EPS * hi) | (np.abs(miss) <= floor)
+            done = (np.abs(step) <= 4 * _EPS * sigma) & (np.abs(miss) < 1)
+            done |= (hi - lo <= 4 * _EPS * hi) | (np.abs(miss) <= floor)
             done |= (hi >= end) & (sigma >= end * (1 - 4 * _EPS)) & (miss > 0)
             done |= ~np.isfinite(log_t)
             sigma = np.maximum.accumulate(np.where(done, sigma, new), axis=1)
             if done.all():
+                sigma = np.where(early, np.exp(first), sigma)
                 return np.where((log_t - here > 1e-6) & (sigma >= end * (1 - 8 * _EPS)), self.sigma_stop, sigma)
         worst = float(np.abs(miss[~done]).max())
         raise SolverError(f"no loss-time found for ln t in {steps} steps (worst miss in ln t {worst:g})")
@@ -288,6 +293,7 @@ class Clock:
         steep = (miss > 0) & (growth > 0)  # then the logarithm is taken of what may exceed float range
         bent = np.where(steep, np.logaddexp(0.0, np.log(growth) + log_gain), np.log1p(growth * ratio)) / growth
         step = np.where(np.abs(growth * ratio) < 1e-12, ratio, bent)
+        step = np.where(miss < -30, miss * np.exp(log_time - f0), step)  # far beyond: e^miss is lost, ln t is nearly linear
         tau = self.direction[:, None] * sigma
         u_ref = np.abs(_column(self.form.u_ref, len(tau)))
         steepness = np.abs(growth) / np.maximum(self.motion.speed(tau), 1e-300)  # d ln f / du

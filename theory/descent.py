@@ -80,6 +80,7 @@ class ExactDescent:
         return k, projectors @ h, projectors @ a
 
     @cached_property
+    @np.errstate(over="ignore", invalid="ignore")  # divergence is looked for after each step
     def _states(self) -> tuple[Array, Array]:
         """C and S (steps + 1, m): h = sum C h0 + k S a0, a = sum C a0 + 2 eta_W S h0 over modes."""
         k, h0, a0 = self._start

@@ -123,10 +123,14 @@ class ExactFlow:
         Raises ValueError for a margin the path never reaches.
         """
         u = self._reachable(u)
-        tau = self.path.motion.tau_at_margin(u[None])
-        out = self.path.log_probs(np.clip(tau, -1e300, 1e300))[0]
-        out[np.isposinf(u)] = limit_log_probs(self.path, np.inf, np.inf, 1.0)
-        out[np.isneginf(u)] = limit_log_probs(self.path, -np.inf, np.inf, -1.0)
+        tau = self.path.motion.tau_at_margin(np.where(np.isfinite(u), u, self.start_margin)[None])
+        inside = np.isfinite(u) & np.isfinite(tau[0])
+        out = self.path.log_probs(np.where(inside, tau, 0.0))[0]
+        for side in (-1.0, 1.0):  # the two ends of the path, which are only approached
+            there = ~inside & (side * (u - self.start_margin) > 0)
+            if there.any():
+                end = float(self.path.motion.reach(np.array([side]))[0])
+                out[there] = limit_log_probs(self.path, end, np.inf, side)
         return out
 
     def _reachable(self, u: ArrayLike) -> Array:
@@ -226,7 +230,7 @@ def batch_log_probs(
     h: ArrayLike,
     preferred: ArrayLike,
     dispreferred: ArrayLike,
-    loss: Any,
+    loss: Loss,
     times: ArrayLike,
     lr_unembedding: float = 1.0,
     lr_hidden: float | ArrayLike = 1.0,
@@ -246,7 +250,8 @@ def batch_log_probs(
     if (plus == minus).any():
         raise ValueError(f"preferred and dispreferred must differ, both are {plus[plus == minus][0]}")
     path = Path.build(W, h, plus, minus, lr_unembedding, lr_hidden)
-    clock = Clock(path.motion, MarginForm(loss, path.motion.start))
+    form = margin_form(UnconstrainedFeatures.single_token(W[0], h[0], int(plus[0]), int(minus[0])), loss)
+    clock = Clock(path.motion, MarginForm(form.loss, path.motion.start))
     with np.errstate(divide="ignore"):
         log_t = np.log(check_times(times, "times"))
     sigma = clock.sigma_at(np.broadcast_to(log_t, (B, len(log_t))))

@@ -71,7 +71,7 @@ class Motion:
         """2 w tau (B, m, T) with P e^(2 w tau), Q e^(-2 w tau) (0 where P or Q is 0) and where the small form holds."""
         y = 2 * self.omega[..., None] * tau[:, None, :]
         y = np.where(self.omega[..., None] == 0, 0.0, y)  # 0 * inf
-        with np.errstate(over="ignore", divide="ignore"):
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             up = np.where(self.P[..., None] == 0, 0.0, self.P[..., None] * np.exp(y))
             down = np.where(self.Q[..., None] == 0, 0.0, self.Q[..., None] * np.exp(-y))
         return y, up, down, np.abs(y) < _SMALL
@@ -115,7 +115,8 @@ class Motion:
             near = np.abs(t) < 0.5
             ts = np.where(near, t, 0.0)
             small = theta * np.where(ts == 0, 1.0, np.arctanh(ts) / np.where(ts == 0, 1.0, ts))
-            grown = np.where(u >= 0, (K + 2 * w * u) / P, Q / (K - 2 * w * u))  # e^(2 w tau)
+            outward = (u > 0) | (u == 0) & (P > 0)  # with P = 0 the margin 0 is approached from below
+            grown = np.where(outward, (K + 2 * w * u) / P, Q / (K - 2 * w * u))  # e^(2 w tau)
             return np.where(near, small, np.log(grown) / (2 * np.where(w == 0, 1.0, w)))
 
     def _tau_newton(self, u: Array, steps: int = 200) -> Array:

@@ -225,10 +225,19 @@ class MarginForm:
             # Automatic differentiation in float64 underflows to 0 far out; many digits tell zero from tiny.
             lost = (out < -690.0) & np.isfinite(y.u)
             u_ref = np.broadcast_to(self.u_ref, out.shape)
-            for i in zip(*np.nonzero(lost), strict=True) if out.ndim else ([()] if lost else []):
-                result = log_slope_mpmath(self.loss, float(y.u[i]), float(u_ref[i]))
-                out = np.asarray(out)
-                out[i] = result
+            out = np.asarray(out)
+            for i in _where(lost):
+                slope = slope_mpmath(self.loss, float(y.u[i]), float(u_ref[i]))
+                out[i] = float(mpmath.log(abs(slope))) if slope else -np.inf
+        return out
+
+    def sign(self, u: ArrayLike) -> Array:
+        """The sign of G(u), also where G underflows and ln |G| does not."""
+        out = np.asarray(np.sign(self.slope(u)))
+        lost = (out == 0) & np.isfinite(self.log_slope(u))
+        u, u_ref = np.asarray(u, dtype=np.float64), np.broadcast_to(self.u_ref, out.shape)
+        for i in _where(lost):
+            out[i] = float(mpmath.sign(slope_mpmath(self.loss, float(u[i]), float(u_ref[i]))))
         return out
 
     @property
@@ -252,14 +261,19 @@ class MarginForm:
         return self.loss.law(self.u_ref)
 
 
-def log_slope_mpmath(loss: MarginLoss, u: float, u_ref: float, max_digits: int = 20_000) -> float:
-    """ln |l'(u)| by differentiating the formula in as many digits as it takes; -inf if it is zero at `max_digits`."""
+def _where(mask: NDArray[np.bool_]) -> list[tuple[Any, ...]]:
+    """Indices of the true entries of an array of any dimension, 0 included."""
+    return list(zip(*np.nonzero(mask), strict=True)) if mask.ndim else [()] * int(mask)
+
+
+def slope_mpmath(loss: MarginLoss, u: float, u_ref: float, max_digits: int = 20_000) -> Any:
+    """G(u) = -l'(u) by differentiating the formula in as many digits as it takes; 0 if it is zero at `max_digits`."""
     digits, before = 30, mpmath.mpf(0)
     while digits <= max_digits:
         with mpmath.workdps(digits):
-            slope = abs(loss.formula(DUAL, Pair.of_margin(Dual(u, 1), mpmath.mpf(u_ref))).dx)
+            slope = -loss.formula(DUAL, Pair.of_margin(Dual(u, 1), mpmath.mpf(u_ref))).dx
             # Cancellation inside the formula shows as a change with the digits.
-            if slope and abs(slope - before) <= slope * mpmath.mpf(10) ** -14:
-                return float(mpmath.log(slope))
+            if slope and abs(slope - before) <= abs(slope) * mpmath.mpf(10) ** -14:
+                return slope
         digits, before = 3 * digits, slope
-    return -np.inf
+    return mpmath.mpf(0)

@@ -241,7 +241,7 @@ BAD = [
         ("e.npz: unembedding must be finite", "nan at (2, 3)"),
     ),
     Bad("inf", lambda f: npz(f, **good(unembedding=with_nan((0, 1), np.inf))), ("must be finite", "inf at (0, 1)")),
-    Bad("hidden shape", lambda f: npz(f, **good(hidden=np.ones(D + 1))), ("e.npz: hidden must have shape (4)", "(5,)")),
+    Bad("hidden shape", lambda f: npz(f, **good(hidden=np.ones(D + 1))), ("e.npz: hidden must have shape (4,)", "(5,)")),
     Bad("hidden NaN", lambda f: npz(f, **good(hidden=np.full(D, np.nan))), ("hidden must be finite",)),
     Bad("hidden dtype", lambda f: npz(f, **good(hidden=np.ones(D, int))), ("hidden must hold", "int64")),
     Bad(
@@ -295,7 +295,7 @@ BAD = [
     ),
     Bad("safetensors NaN", lambda f: tensors(f, lm_head__weight=with_nan((1, 1))), ("lm_head.weight must be finite",)),
     Bad("safetensors tokens", lambda f: tensors(f, names=None, a=matrix()), ("tokens_path was not given",)),
-    Bad("safetensors hidden", lambda f: tensors(f, a=matrix(), hidden=np.ones(2)), ("hidden must have shape (4)",)),
+    Bad("safetensors hidden", lambda f: tensors(f, a=matrix(), hidden=np.ones(2)), ("hidden must have shape (4,)",)),
 ]
 
 
@@ -694,7 +694,7 @@ def test_strange_names_stay_on_their_line() -> None:
         ({"preferred": "nope!"}, "preferred: unknown token 'nope!'; did you mean 'nope'"),
         ({"dispreferred": 9}, "dispreferred must be a row number in [0, 9), got 9"),
         ({"dispreferred": "no"}, "preferred and dispreferred must differ, both are 'no'"),
-        ({"hidden": np.ones(3)}, "hidden must have shape (4), got (3,)"),
+        ({"hidden": np.ones(3)}, "hidden must have shape (4,), got (3,)"),
         ({"hidden": np.full(D, np.nan)}, "hidden must be finite"),
         ({"hidden": np.ones(D), "start": {"no": 1.0}}, "give hidden or start, not both"),
         ({"start": {}}, "start must map at least one token"),

@@ -200,7 +200,7 @@ def summarise(
     lower, upper = trough_bounds(path, sigma_end, ahead, stop, end_log) if ahead else (f0, f0)
     return Displacement(
         status=status,
-        initial_rate=float(clock.form.slope(start.margin)) * rate,
+        initial_rate=float(clock.form.slope(start.margin)) * rate if rate else 0.0,  # G may be inf
         initial_curvature=curvature,
         kappa=kappa,
         kappa_star=kappa_star,

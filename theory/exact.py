@@ -96,7 +96,7 @@ class ExactFlow:
         sigma = self._sigma(times, log_times)
         motion = self.path.motion
         # Once the logits leave float range (they grow as e^(2 w sigma) where both groups move) the limit is exact.
-        ended = (sigma[0] >= 1e300) | (motion.omega.max() * sigma[0] > 340)
+        ended = (sigma[0] >= 1e300) | (sigma[0] > 340 / max(float(motion.omega.max()), 1e-300))
         out = self.path.log_probs(self._tau(np.where(ended, 0.0, sigma)))[0]
         if ended.any():
             out[ended] = self.limit_log_probs()

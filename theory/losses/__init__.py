@@ -53,6 +53,14 @@ def _discover() -> dict[str, type[Loss]]:
 LOSSES: dict[str, type[Loss]] = _discover()
 
 
+def __getattr__(name: str) -> Any:
+    """`theory.losses.DPO` and the other discovered classes, by class name."""
+    for cls in LOSSES.values():
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def get(name: str, **parameters: Any) -> Loss:
     """The loss called `name` with the given parameters; a ValueError names the nearest known ones otherwise."""
     if name not in LOSSES:

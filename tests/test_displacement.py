@@ -1,5 +1,6 @@
 """The summary of a flow against dense evaluation, the conditions at the start, and the limits (exact_solution E4, E5)."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -21,15 +22,17 @@ TINY = 1e-9  # nats: extrema less prominent than this are rounding to a dense gr
 def dense(flow: ExactFlow, n: int = 20_001, far: float = 1e9) -> tuple[np.ndarray, np.ndarray]:
     """Margins from the start to the stop (or far out), finely spaced near the start, and ln pi of every token there."""
     reach = min(abs(flow.stop_margin - flow.start_margin), far)
-    s = np.linspace(0, 1, n)
-    steps = reach * np.unique(np.concatenate([s if reach < 100 else [], np.geomspace(min(1e-7, reach / n), reach, n) / reach]))
-    u = flow.start_margin + flow.direction * np.concatenate([[0.0], steps[steps > 0]])
+    steps = np.geomspace(min(1e-7, 1e-7 * reach), reach, n)
+    if reach < 100:
+        steps = np.unique(np.concatenate([steps, reach * np.linspace(1 / n, 1, n)]))
+    u = flow.start_margin + flow.direction * np.concatenate([[0.0], steps])
     u[-1] = flow.stop_margin if reach < far else u[-1]
     return u, flow.log_probs_at_margin(u)
 
 
 def turning_points(f: np.ndarray, prominence: float = TINY) -> list[tuple[str, int]]:
     """Alternating peaks and troughs of a sequence, each left and re-entered by more than `prominence`."""
+    f = np.maximum(f, -1e300)
     found: list[tuple[str, int]] = []
     high = low = 0
     rising = falling = False
@@ -37,85 +40,87 @@ def turning_points(f: np.ndarray, prominence: float = TINY) -> list[tuple[str, i
         high = i if f[i] > f[high] else high
         low = i if f[i] < f[low] else low
         if not falling and f[high] - f[i] > prominence:
-            if high > 0:
-                found.append(("peak", high))
-            rising, falling, low = False, True, i
-            high = i
+            found += [("peak", high)] if rising else []
+            rising, falling, high, low = False, True, i, i
         elif not rising and f[i] - f[low] > prominence:
-            if low > 0:
-                found.append(("trough", low))
-            rising, falling, high = True, False, i
-            low = i
+            found += [("trough", low)] if falling else []
+            rising, falling, high, low = True, False, i, i
     return found
 
 
-def assert_summary_is(summary: Displacement, flow: ExactFlow) -> None:
+def test_turning_points_of_known_sequences():
+    assert turning_points(np.array([0.0, 1, 2, 1, 0, 3])) == [("peak", 2), ("trough", 4)]
+    assert turning_points(np.array([0.0, -1, -2, -2, -1])) == [("trough", 2)]
+    assert turning_points(np.array([0.0, 1e-12, -1e-12, 1, 2])) == []
+    assert turning_points(np.array([0.0, -1, -np.inf])) == []
+
+
+def assert_summary_is(summary: Displacement, flow: ExactFlow, n: int = 20_001) -> None:
     """Everything the summary says of ln pi(y+), against a dense evaluation of the path."""
-    u, log_p = dense(flow)
-    f = log_p[:, flow.model.single_pair[0]]
-    end = flow.limit_log_probs()[flow.model.single_pair[0]]
+    plus = flow.model.single_pair[0]
+    u, log_p = dense(flow, n)
+    f = log_p[:, plus]
+    end = flow.limit_log_probs()[plus]
     said = np.array([summary.start.log_prob, *(p.log_prob for p in summary.extrema), summary.end.log_prob])
+    tolerance = TINY * (1 + abs(f[0]))
     assert summary.start.log_prob == pytest.approx(f[0], abs=1e-12)
     assert summary.end.log_prob == end
 
-    # Extrema: every prominent turn of the dense curve is listed, in order, and nothing prominent is listed beside them.
-    scale = TINY * (1 + abs(f[0]))
-    turns = turning_points(np.append(f, end), scale)
-    listed = [(p, v) for p, (_, i) in zip(summary.extrema, [(0, 0)] * len(summary.extrema), strict=True) for v in [p.log_prob]]
-    kept = [i for _, i in turning_points(said, scale) if 0 < i < len(said) - 1]
-    assert [summary.extrema[i - 1].kind for i in kept] == [kind for kind, i in turns if i < len(f)]
-    assert len(listed) == len(summary.extrema)
-    for point, (_, i) in zip((summary.extrema[j - 1] for j in kept), turns, strict=False):
-        left, right = sorted((u[max(i - 2, 0)], u[min(i + 2, len(u) - 1)]))
-        assert left <= point.margin <= right
-        spread = np.ptp(f[max(i - 2, 0) : i + 3])
-        assert abs(point.log_prob - f[i]) <= spread + 1e-9
-    kinds = [p.kind for p in summary.extrema]
-    assert all(a != b for a, b in itertools.pairwise(kinds)), "peaks and troughs alternate"
+    # Extrema: those of the dense curve are those listed, by kind and value; beside them nothing prominent is listed.
+    turns = [(kind, i) for kind, i in turning_points(np.append(f, end), tolerance) if i < len(f)]
+    kept = [summary.extrema[i - 1] for _, i in turning_points(said, tolerance) if 0 < i < len(said) - 1]
+    assert [p.kind for p in kept] == [kind for kind, _ in turns]
+    for point, (_, i) in zip(kept, turns, strict=True):
+        change = float(np.ptp(f[max(i - 1, 0) : i + 2]))
+        assert abs(point.log_prob - f[i]) <= change + tolerance
+        there = flow.log_probs_at_margin([point.margin])[0, plus]
+        assert there == pytest.approx(point.log_prob, abs=tolerance, rel=1e-9)
+    assert all(a.kind != b.kind for a, b in itertools.pairwise(summary.extrema)), "peaks and troughs alternate"
+    assert (flow.direction * np.diff([p.margin for p in summary.extrema]) >= 0).all()
 
     # Depth: the dense minimum is never below the exact one, and above it by less than the curve changes in a step.
     lowest = int(np.argmin(f))
     depth = min(f[lowest], end) - f[0]
-    change = np.ptp(f[max(lowest - 1, 0) : lowest + 2])
-    assert summary.depth <= min(depth, 0.0) + 1e-9
+    change = float(np.ptp(f[max(lowest - 1, 0) : lowest + 2]))
+    assert summary.depth <= min(depth, 0.0) + tolerance
     if np.isfinite(depth):
-        assert summary.depth >= min(depth, 0.0) - change - 1e-9
+        assert summary.depth >= min(depth, 0.0) - change - tolerance
         assert summary.final_change == pytest.approx(end - f[0], abs=1e-12)
     else:
         assert summary.depth == summary.final_change == -np.inf
-    assert summary.trough.log_prob - summary.start.log_prob == pytest.approx(summary.depth, abs=1e-12)
 
-    # Status, from the dense values alone.
-    tolerance = 1e-9 * (1 + abs(f[0]))
+    # Status, from the dense values alone (when they are not within rounding of the start).
     if depth < -tolerance:
         assert summary.status == ("permanent" if end - f[0] < -tolerance else "transient")
     elif depth > -tolerance / 1e6:
         assert summary.status == "none"
 
-    # The last return, between the grid points where the dense curve last crosses its start.
-    if summary.status == "transient" and depth < -1e-6:
-        assert summary.last_return is not None
-        last = int(np.nonzero(f < f[0] - tolerance)[0][-1])
-        near, after = sorted((u[max(last - 1, 0)], u[min(last + 2, len(u) - 1)]))
-        assert near <= summary.last_return.margin <= after
-        assert summary.last_return.log_prob == pytest.approx(f[0], abs=tolerance)
-    elif summary.status != "transient":
+    # The last return: at the start's value, nothing below it later, and the last low dense point before it.
+    if summary.status == "transient":
+        back = summary.last_return
+        assert back is not None
+        assert back.log_prob == pytest.approx(f[0], abs=tolerance)
+        assert (f[u > back.margin] >= f[0] - tolerance).all()
+        low = np.nonzero(f < f[0] - tolerance)[0]
+        assert not low.size or u[low[-1]] <= back.margin
+        at = flow.log_probs_at_margin([back.margin])[0, plus]
+        assert at == pytest.approx(f[0], abs=tolerance, rel=1e-9)
+    else:
         assert summary.last_return is None
 
     # The paper's statistic: the largest fall of pi(y+) from any point to a later one.
     p = np.exp(np.append(f, end))
     fall = float((np.maximum.accumulate(p) - p).max())
-    resolution = float(np.abs(np.diff(p)).max())
-    assert fall - 1e-12 <= summary.largest_drop <= fall + resolution + 1e-12
+    assert fall - 1e-9 <= summary.largest_drop <= fall + float(np.abs(np.diff(p)).max()) + 1e-9
 
-    assert summary.lower_bound <= summary.trough.log_prob + 1e-9 * (1 + abs(summary.trough.log_prob))
-    assert summary.trough.log_prob <= summary.upper_bound + 1e-9 * (1 + abs(summary.trough.log_prob))
+    slack = TINY * (1 + abs(summary.trough.log_prob)) if np.isfinite(summary.trough.log_prob) else 0.0
+    assert summary.lower_bound - slack <= summary.trough.log_prob <= summary.upper_bound + slack
 
 
 def drawn_flow(rng: np.random.Generator) -> ExactFlow:
-    V, d, scale = int(rng.integers(2, 13)), int(rng.integers(1, 6)), float(rng.choice([0.3, 1, 2, 4]))
-    kappa = 10 ** rng.uniform(-2, 3)
-    rates = [(1.0, kappa), (1.0, kappa), (0.0, 1.0), (1.0, 0.0)][rng.integers(4)]
+    V, d, scale = int(rng.integers(2, 13)), int(rng.integers(1, 4)), float(rng.choice([0.3, 1, 2, 4]))
+    kappa = 10 ** rng.uniform(-1, 3)
+    rates = [(1.0, kappa), (1.0, kappa), (1.0, kappa), (0.0, 1.0), (1.0, 0.0)][rng.integers(5)]
     losses = [get("dpo"), get("ipo"), get("slic", delta=3.0), get("cdpo", beta=0.3), get("gpo_savage", beta=0.7)]
     W, h = scale * rng.normal(size=(V, d)), scale * rng.normal(size=d) * rng.choice([0.1, 1.0, 3.0])
     u_ref = None if rng.random() < 0.5 else float(5 * rng.normal())
@@ -137,15 +142,15 @@ def test_the_summary_equals_dense_evaluation_on_random_models():
 def test_the_summary_equals_dense_evaluation_with_kernels():
     rng = np.random.default_rng(31)
     seen = set()
-    for i in range(40):
-        d = int(rng.integers(2, 5))
+    for i in range(24):
+        d = int(rng.integers(2, 4))
         A = rng.normal(size=(d, int(rng.integers(1, d + 1))))
-        model = random_model(rng, int(rng.integers(3, 9)), d, float(rng.choice([1, 2])))
+        model = random_model(rng, int(rng.integers(4, 12)), d, float(rng.choice([1, 2])))
         flow = ExactFlow(model, get("dpo") if i % 2 else get("ipo"), float(i % 3 > 0), 10 ** rng.uniform(-1, 2) * A @ A.T)
         summary = flow.displacement()
         if flow.direction:
             seen.add(summary.status)
-            assert_summary_is(summary, flow)
+            assert_summary_is(summary, flow, n=4_001)
     assert seen == {"none", "transient", "permanent"}
 
 
@@ -198,17 +203,47 @@ def margin_at(model: UnconstrainedFeatures, w: float, x: float, K0: float) -> fl
     return float((model.W[0] - model.W[1]) @ model.h) * math.cosh(y) + K0 * math.sinh(y) / (2 * w)
 
 
-@pytest.mark.parametrize("loss", [get("ipo", tau=2e-3), get("slic", delta=150.0)], ids=repr)
-def test_a_flow_that_stops_between_troughs_sees_only_those_before(loss):
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("name", ["ipo", "slic"])
+def test_a_flow_that_stops_between_troughs_sees_only_those_before(name, before):
     model, _ = bumpy([(1.2, 1.3), (1.7, 1.9), (2.6, 3.0)], strength=6.0)
-    endless = ExactFlow(model, get("dpo")).displacement()
-    margins = [p.margin for p in endless.extrema if p.kind == "trough"]
-    stopped = ExactFlow(model, loss)
-    summary = stopped.displacement()
-    expected = [m for m in margins if m < stopped.stop_margin]
-    assert 0 <= len(expected) < len(margins)
-    assert [p.margin for p in summary.extrema if p.kind == "trough"] == pytest.approx(expected, rel=1e-9)
-    assert_summary_is(summary, stopped)
+    endless = ExactFlow(model, get("dpo"))
+    margins = [p.margin for p in endless.displacement().extrema if p.kind == "trough"]
+    assert len(margins) == 3
+    bounds = [endless.start_margin, *margins]
+    stop = 0.05 * bounds[before] + 0.95 * bounds[before + 1]  # just before the next trough
+    loss = get("ipo", tau=0.5 / (stop - bounds[0])) if name == "ipo" else get("slic", delta=stop)
+    flow = ExactFlow(model, loss)
+    assert flow.stop_margin == pytest.approx(stop, rel=1e-12)
+    summary = flow.displacement()
+    assert [p.margin for p in summary.extrema if p.kind == "trough"] == pytest.approx(margins[:before], rel=1e-9)
+    assert summary.status == "permanent"
+    assert_summary_is(summary, flow)
+
+
+def test_the_comparison_fails_on_a_tampered_summary():
+    model, _ = bumpy([(1.3, 1.5), (2.0, 2.6)], strength=6.0)
+    flow = ExactFlow(model, get("dpo"))
+    right = flow.displacement()
+    assert_summary_is(right, flow)
+    assert right.last_return is not None
+    first_trough = next(p for p in right.extrema if p.kind == "trough")
+    wrong: list[dict[str, Any]] = [
+        {"extrema": right.extrema[2:]},
+        {"extrema": (*right.extrema[:-1], dataclasses.replace(right.extrema[-1], log_prob=-1e-3))},
+        {"depth": right.depth / 2},
+        {"depth": 1.01 * right.depth},
+        {"status": "permanent"},
+        {"last_return": dataclasses.replace(right.last_return, margin=first_trough.margin)},
+        {"last_return": None},
+        {"largest_drop": right.largest_drop / 2},
+        {"lower_bound": right.trough.log_prob + 0.01},
+        {"upper_bound": right.trough.log_prob - 0.01},
+        {"final_change": -0.1},
+    ]
+    for change in wrong:
+        with pytest.raises(AssertionError):
+            assert_summary_is(dataclasses.replace(right, **change), flow)
 
 
 def test_log_times_of_the_points_are_those_of_the_clock():
@@ -306,8 +341,8 @@ def test_kappa_star_separates_falling_from_rising_starts():
     """On integrated parameters, which know nothing of kappa*."""
     rng = np.random.default_rng(36)
     found = 0
-    for _ in range(60):
-        model = random_model(rng, 5, 3)
+    for _ in range(80):
+        model = random_model(rng, 8, 2)
         star = ExactFlow(model, get("dpo")).kappa_star
         if not np.isfinite(star):
             a = model.W[0] - model.W[1]
@@ -402,9 +437,9 @@ def test_bounds_of_the_trough_hold(model, kappa):
 
 def test_large_kappa_asymptotics():
     rng = np.random.default_rng(39)
-    kappa, checked = 1e8, 0
+    kappa, checked = 1e10, 0
     for _ in range(40):
-        model = random_model(rng, 5, 3)
+        model = random_model(rng, 6, 2)
         flow = ExactFlow(model, get("dpo"), 1.0, kappa)
         r = flow.r_max
         if r <= 1.05:
@@ -413,10 +448,10 @@ def test_large_kappa_asymptotics():
         n, c = float(np.sum((model.W[0] - model.W[1]) ** 2)), (r + math.sqrt(r * r + 8)) / 4
         trough = -n * math.sqrt(kappa / 8) * math.sqrt(c * c - 1) * (r - c)
         assert summary.status == "transient"
-        assert summary.trough.log_prob == pytest.approx(trough, rel=3e-3)
+        assert summary.trough.log_prob == pytest.approx(trough, rel=2e-3)
         assert summary.last_return is not None
         recovery = n * math.sqrt(kappa / 2) * r * math.sqrt(r * r - 1)
-        assert summary.last_return.margin == pytest.approx(recovery, rel=1e-2)
+        assert summary.last_return.margin == pytest.approx(recovery, rel=2e-3)
         checked += 1
     assert checked > 8
 
@@ -465,17 +500,17 @@ def test_with_W_frozen_the_most_aligned_token_wins(loss):
     rng = np.random.default_rng(41)
     lost = 0
     for _ in range(6):
-        model = random_model(rng, 5, 3)
+        model = random_model(rng, 9, 2)
         flow = ExactFlow(model, loss, 0.0, 1.0)
         winner = int(np.argmax(model.W @ (model.W[0] - model.W[1])))
-        expected = np.where(np.arange(5) == winner, 0.0, -np.inf)
+        expected = np.where(np.arange(9) == winner, 0.0, -np.inf)
         np.testing.assert_array_equal(flow.limit_log_probs(), expected)
         assert flow.log_probs(log_times=[1e4])[0].argmax() == winner
         summary = flow.displacement()
         assert summary.final_change == (-summary.start.log_prob if winner == 0 else -np.inf)
         lost += winner != 0
         assert summary.status == ("permanent" if winner != 0 else summary.status)
-    assert lost > 0
+    assert 0 < lost < 6
 
 
 @pytest.mark.parametrize("name", ["tie", "equal rows"])

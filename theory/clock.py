@@ -4,10 +4,12 @@ Times run over hundreds of thousands of e-folds, so everything here speaks ln t.
 form the clock is closed; otherwise it is one quadrature along the margin, never an ODE.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import NDArray
 from scipy.special import wrightomega
 
@@ -23,6 +25,95 @@ _EPS = float(np.finfo(float).eps)
 # Zero and infinite times, slopes and loss-times are legitimate values here; NaN is caught where it would matter.
 _infinities = np.errstate(over="ignore", divide="ignore", invalid="ignore")
 _FAR = 1e300  # loss-times are capped here: nothing in range depends on a longer one
+
+
+# Panels of the inverse: nodes on 0 <= z <= 1 (Chebyshev's), the matrix from values at the nodes to Chebyshev
+# coefficients, and the one from there to the powers of z in the running mean (1/z) int_0^z.
+_ORDER = 16
+_ANGLES = np.pi * (np.arange(_ORDER)[::-1] + 0.5) / _ORDER
+_NODES = (1 + np.cos(_ANGLES)) / 2
+_TO_SERIES = np.cos(np.outer(_ANGLES, np.arange(_ORDER))) * np.where(np.arange(_ORDER) == 0, 1, 2) / _ORDER
+_TO_MEAN = np.zeros((_ORDER, _ORDER))
+for _k in range(_ORDER):
+    _powers = np.asarray(Chebyshev.basis(_k, domain=[0, 1]).convert(kind=Polynomial).coef, dtype=np.float64)
+    _TO_MEAN[_k, : _k + 1] = _powers / np.arange(1.0, _k + 2)
+_LAST_GAP = (_NODES[-1] - _NODES[-2]) / (_NODES[-1] - _NODES[0])
+_SPAN = 3.0  # growth of ln f over the first panel
+
+
+def _solve_panels(mean: Array, row: NDArray[np.intp], part: Array, steps: int = 8, block: int = 4096) -> Array:
+    """z in [0, 1] with z * mean_row(z) = part, for rows of coefficients `mean`; NaN where Newton does not settle."""
+    out = np.empty(len(row))
+    powers = np.arange(1.0, mean.shape[1] + 1)
+    for i in range(0, len(row), block):  # blocks that stay in cache
+        coef, goal = mean[row[i : i + block]].T.copy(), part[i : i + block]
+        # First guess: an exponential with the slopes of both ends.
+        bend = np.log(np.maximum(powers @ coef, 1e-300) / coef[0])
+        bend = np.where(np.abs(bend) < 1e-3, 1e-3, bend)
+        z = np.log1p(np.minimum(goal / coef.sum(axis=0), 1.0) * np.expm1(bend)) / bend
+        settled = np.zeros(len(z), dtype=bool)
+        for _ in range(steps):
+            value, slope = coef[-1].copy(), np.zeros_like(z)
+            for c in coef[-2::-1]:
+                slope *= z
+                slope += value
+                value *= z
+                value += c
+            move = (goal - z * value) / (value + z * slope)
+            z += move
+            settled = np.abs(move) <= 1e-7 * z  # Newton squares the error: what is left is rounding
+            if settled.all():
+                break
+        out[i : i + block] = np.where(settled, z, np.nan)
+    return out
+
+
+def _invert_by_panels(
+    log_f: Callable[[NDArray[np.intp], Array], tuple[Array, Array]],
+    log_t: Array,
+    width: Array,
+    end: Array,
+    most: int = 48,
+) -> tuple[Array, NDArray[np.bool_]]:
+    """Where the integral of f from 0 reaches e^log_t (B, T; rows non-decreasing), and the rows that were all found.
+
+    `log_f(rows, s)` gives ln f and its rounding error at s (n, points); `width` (B,) is a first guess of the scale on
+    which f varies and `end` (B,) where its domain ends. Every row steps forward by panels of its own width on which f
+    is a polynomial to rounding. The targets that fall into a panel are then roots of a known polynomial: they cost no
+    evaluation of f, and a row takes a few dozen in all, however many targets it has.
+    """
+    wanted = np.isfinite(log_t)
+    sigma = np.where(wanted, np.nan, 0.0)
+    last = np.where(wanted, log_t, -np.inf).max(axis=1)
+    width, left, log_left = np.minimum(width, end), np.zeros(len(end)), np.full(len(end), -np.inf)
+    rows = np.nonzero(last > -np.inf)[0]
+    for _ in range(most):
+        if not rows.size:
+            break
+        value, noise = log_f(rows, left[rows, None] + width[rows, None] * _NODES)
+        top = value.max(axis=1)
+        series = np.exp(value - top[:, None]) @ _TO_SERIES
+        tail = np.nan_to_num(np.abs(series[:, -2:]).max(axis=1) / (1e-13 + noise.max(axis=1)), nan=np.inf)
+        fits = tail <= 1
+        better = np.clip(0.9 * np.maximum(tail, 1e-300) ** (-1 / _ORDER), 0.1, 2.0)
+        width[rows[~fits]] *= better[~fits]
+        at, value, mean = rows[fits], value[fits], series[fits] @ _TO_MEAN
+        scale = top[fits] + np.log(width[at])
+        log_right = np.logaddexp(log_left[at], scale + np.log(mean.sum(axis=1)))
+        inside = wanted[at] & (log_t[at] > log_left[at, None]) & (log_t[at] <= log_right[:, None])
+        row, column = np.nonzero(inside)
+        owner, target = at[row], log_t[at][inside]
+        part = np.exp(target - scale[row]) * -np.expm1(log_left[owner] - target)
+        sigma[owner, column] = left[owner] + width[owner] * _solve_panels(mean, row, part)
+        left[at] += width[at]
+        log_left[at] = log_right
+        # The next panel is as hard as the end of this one.
+        rise, last_rise = np.abs(value[:, -1] - value[:, 0]), np.abs(value[:, -1] - value[:, -2])
+        ease = np.where(last_rise > 0, rise * _LAST_GAP / last_rise, 1.0)
+        width[at] = np.minimum(width[at] * better[fits] * np.clip(ease, 0.3, 1.0), end[at] - left[at])
+        rows = rows[(log_left[rows] < last[rows]) & (width[rows] > 0)]
+    found = np.asarray(np.isfinite(sigma).all(axis=1))
+    return np.maximum.accumulate(sigma, axis=1), found
 
 
 def _column(x: object, B: int) -> Array:
@@ -184,9 +275,10 @@ class Clock:
                 f"the slope of {self.form.loss!r} changes sign before u = {wrong:g}, "
                 "but the loss declares no zero there: define zeros(u_ref) or minimiser(u_ref)"
             )
-        spread = np.abs(u[:, -1:] - u[:, :1])
+        ends = u[:, [0, -1]]  # u is monotone: it is largest at one of them
+        spread = np.abs(ends[:, 1:] - ends[:, :1])
         steepness = np.abs(value[:, -1:] - value[:, :1]) / spread
-        size = np.abs(u) + np.abs(np.asarray(form.u_ref))
+        size = np.abs(ends).max(axis=1, keepdims=True) + np.abs(np.asarray(form.u_ref))
         return value, np.where(spread > 0, steepness * 4 * _EPS * size, 0.0) + 4 * _EPS
 
     # ---- sigma(ln t)
@@ -199,12 +291,11 @@ class Clock:
         if closed is not None:
             sigma = closed
         elif moves.all():
-            sigma = self._newton(log_t)
+            sigma = self._invert(log_t)
         else:
             sigma = np.zeros_like(log_t)
             if moves.any():
-                u_ref = np.broadcast_to(self.form.u_ref, moves.shape)[moves]
-                sigma[moves] = Clock(self.motion.take(moves), MarginForm(self.form.loss, u_ref))._newton(log_t[moves])
+                sigma[moves] = self._rows(moves)._invert(log_t[moves])
         sigma = np.where(np.isneginf(log_t) | (self.direction == 0)[:, None], 0.0, sigma)
         return np.where(log_t == np.inf, self.sigma_stop, np.minimum(sigma, self.sigma_stop))
 
@@ -244,6 +335,23 @@ class Clock:
             step = (log_T - log_t) * np.exp(log_t - log_rate)
             x = np.where(np.isfinite(step), np.maximum(x + step, x / 2), x)
         return x
+
+    def _invert(self, log_t: Array) -> Array:
+        """(B, T) loss-time at ln t for pairs that move: by panels where the slope is smooth, by Newton for the rest."""
+        if self.form.kinks:
+            return self._newton(log_t)
+        motion = self.motion
+        step = 1e-3 / (motion.K0.sum(-1) + 2 * motion.omega.max(-1) + np.abs(motion.start) + 1e-300)
+        value = self._log_integrand(np.arange(len(step)), step[:, None] * np.array([0.0, 1.0]))[0]
+        width = _SPAN / (np.abs(value[:, 1] - value[:, 0]) / step + motion.omega.max(-1))
+        sigma, found = _invert_by_panels(self._log_integrand, log_t, width, np.minimum(self.sigma_stop, _FAR)[:, 0])
+        if not found.all():
+            sigma[~found] = self._rows(~found)._newton(log_t[~found])
+        return sigma
+
+    def _rows(self, rows: NDArray[np.bool_]) -> "Clock":
+        u_ref = np.broadcast_to(self.form.u_ref, rows.shape)[rows]
+        return Clock(self.motion.take(rows), MarginForm(self.form.loss, u_ref))
 
     def _newton(self, log_t: Array, steps: int = 60) -> Array:
         """Bracketed third-order Newton on ln t(sigma), all targets at once; every evaluation serves the whole row."""
@@ -293,7 +401,8 @@ class Clock:
         steep = (miss > 0) & (growth > 0)  # then the logarithm is taken of what may exceed float range
         bent = np.where(steep, np.logaddexp(0.0, np.log(growth) + log_gain), np.log1p(growth * ratio)) / growth
         step = np.where(np.abs(growth * ratio) < 1e-12, ratio, bent)
-        step = np.where(miss < -30, miss * np.exp(log_time - f0), step)  # far beyond: e^miss is lost, ln t is nearly linear
+        # Far beyond the target e^miss is lost, and ln t is nearly linear.
+        step = np.where(miss < -30, miss * np.exp(log_time - f0), step)
         tau = self.direction[:, None] * sigma
         u_ref = np.abs(_column(self.form.u_ref, len(tau)))
         steepness = np.abs(growth) / np.maximum(self.motion.speed(tau), 1e-300)  # d ln f / du

@@ -102,6 +102,18 @@ class ExactFlow:
             out[ended] = self.limit_log_probs()
         return out
 
+    def pair_log_probs(self, times: ArrayLike | None = None, *, log_times: ArrayLike | None = None) -> Array:
+        """(T, 2) ln pi of y+ and y- at times, as `log_probs` gives them, without holding the (T, V) table.
+
+        For a language model's vocabulary: a block of tokens at a time, at a few times the cost of reading W once.
+        """
+        sigma = self._sigma(times, log_times)[0]
+        out = self.path.pair_log_probs(self._tau(np.minimum(sigma, 1e300)[None])[0])
+        ended = sigma >= 1e300
+        if ended.any():
+            out[ended] = self.limit_log_probs()[list(self.model.single_pair)]
+        return out
+
     def _sigma(self, times: ArrayLike | None, log_times: ArrayLike | None) -> Array:
         if (times is None) == (log_times is None):
             raise ValueError("give times or log_times, one of the two")

@@ -4,7 +4,9 @@ Razin et al. (arXiv 2410.08847), Section 4: `pi(. | x, y_<k) = softmax(W h_{x,y_
 prefix owns a trainable hidden vector. Equal prefixes share one vector.
 """
 
+import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -276,7 +278,7 @@ def token_index(token: int | str, tokens: Sequence[str] | None, name: str) -> in
 
 
 def inner_products(
-    W: FloatArray, vectors: NDArray[np.floating[Any]], block_bytes: int = 1 << 22
+    W: FloatArray, vectors: NDArray[np.floating[Any]], block_bytes: int = 1 << 20
 ) -> NDArray[np.float64]:
     """(V, k) inner products of the rows of W with the columns of `vectors` (d, k), as float64.
 
@@ -290,8 +292,17 @@ def inner_products(
     columns = [np.ascontiguousarray(v, dtype=np.float32) for v in vectors.T]
     out = np.empty((V, len(columns)))
     rows = max(1, block_bytes // (W.itemsize * d))
-    for start in range(0, V, rows):
-        block = W[start : start + rows]
-        for k, column in enumerate(columns):
-            out[start : start + rows, k] = block @ column
+
+    def stripe(begin: int, end: int) -> None:
+        for start in range(begin, end, rows):
+            stop = min(start + rows, end)
+            for k, column in enumerate(columns):
+                out[start:stop, k] = np.dot(W[start:stop], column)  # dot, not @: it lets the other threads run
+
+    # Own threads over blocks too small for BLAS to share out: waiting for its threads at the end of every block costs
+    # as much as the block, and many times that on a busy machine.
+    threads = min(8, os.cpu_count() or 1)
+    edges = [V * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(stripe, edges[:-1], edges[1:]))
     return out

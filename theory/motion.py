@@ -67,32 +67,39 @@ class Motion:
         """The given rows of the batch."""
         return Motion(self.eta_W, self.k[rows], self.P[rows], self.Q[rows], self.u0[rows], self.K0[rows])
 
-    def _grown(self, tau: Array) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
-        """2 w tau (B, m, T) with P e^(2 w tau), Q e^(-2 w tau) (0 where P or Q is 0) and where the small form holds."""
-        y = 2 * self.omega[..., None] * tau[:, None, :]
-        y = np.where(self.omega[..., None] == 0, 0.0, y)  # 0 * inf
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            up = np.where(self.P[..., None] == 0, 0.0, self.P[..., None] * np.exp(y))
-            down = np.where(self.Q[..., None] == 0, 0.0, self.Q[..., None] * np.exp(-y))
-        return y, up, down, np.abs(y) < _SMALL
+    def _grown(self, tau: Array) -> tuple[Array, Array, Array, Array]:
+        """y = 2 w |tau| (B, m, T), e^y - 1, and the invariants (P, Q) as (growing, decaying) for the sign of tau."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            y = 2 * self.omega[..., None] * np.abs(tau)[:, None, :]
+            if not self.omega.all():
+                y = np.where(self.omega[..., None] == 0, 0.0, y)  # 0 * inf
+            P, Q = self.P[..., None], self.Q[..., None]
+            back = (tau < 0)[:, None, :]
+            grows, decays = (np.where(back, Q, P), np.where(back, P, Q)) if back.any() else (P, Q)
+            return y, np.expm1(y), grows, decays
 
     def margin(self, tau: Array) -> Array:
         """(B, T) margin u at loss-times tau (B, T)."""
-        y, up, down, small = self._grown(tau)
-        ys = np.where(small, y, 0.0)
-        sinhc = np.where(ys == 0, 1.0, np.sinh(ys) / np.where(ys == 0, 1.0, ys))
-        gain = self.u0[..., None] * 2 * np.sinh(ys / 2) ** 2
-        gain = gain + self.K0[..., None] * np.where(small, tau[:, None, :], 0.0) * sinhc
+        y, growth, grows, decays = self._grown(tau)
+        x = growth + 1
         w4 = 4 * np.where(self.omega == 0, 1.0, self.omega)[..., None]
-        with np.errstate(invalid="ignore"):
-            return np.where(small, self.u0[..., None] + gain, (up - down) / w4).sum(1)
+        small = y < _SMALL
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            decays = decays / x
+            # u - u0 as a sum of terms of one sign: nothing cancels near the start.
+            near = np.where(y == 0, 1.0, growth / y) * tau[:, None, :] * (grows + decays) / 2 + self.u0[..., None]
+            if small.all():
+                return near.sum(1)
+            # A direction that is exactly absent stays absent, however far its factor grows.
+            far = np.sign(tau)[:, None, :] * (np.where(grows == 0, 0.0, grows * x) - decays) / w4
+            return np.where(small, near, far).sum(1)
 
     def speed(self, tau: Array) -> Array:
         """(B, T) du/dtau = K, never negative."""
-        y, up, down, small = self._grown(tau)
-        ys = np.where(small, y, 0.0)
-        near = self.K0[..., None] * np.cosh(ys) + 2 * (self.omega * self.u0)[..., None] * np.sinh(ys)
-        return np.where(small, near, (up + down) / 2).sum(1)
+        _, growth, grows, decays = self._grown(tau)
+        x = growth + 1
+        with np.errstate(over="ignore", invalid="ignore"):
+            return ((np.where(grows == 0, 0.0, grows * x) + decays / x) / 2).sum(1)
 
     def reach(self, direction: Array) -> Array:
         """(B,) margin approached as tau goes to +inf or -inf (the sign of `direction`); the start if nothing moves."""

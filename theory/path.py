@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax
 
 from theory._check import FloatArray, check_number
 from theory.losses import Interval
@@ -21,6 +20,7 @@ from theory.motion import Motion
 Array = NDArray[np.float64]
 
 RATE = Interval(low=0.0, open_low=False)
+_IN_CACHE = 1 << 16  # numbers (512 KiB) that stay in the fast cache of a core from one operation to the next
 
 
 def feature_modes(lr_hidden: float | ArrayLike, d: int) -> tuple[Array, Array | None]:
@@ -48,6 +48,15 @@ def feature_modes(lr_hidden: float | ArrayLike, d: int) -> tuple[Array, Array | 
     groups = np.split(np.arange(d), np.nonzero(new)[0][1:])
     projectors = np.stack([vectors[:, g] @ vectors[:, g].T for g in groups])
     return np.array([values[g].mean() for g in groups]), projectors
+
+
+def log_softmax_(logits: Array, out: Array, scratch: Array) -> None:
+    """ln softmax over the last axis into `out`; overwrites `logits` and as many numbers of `scratch`."""
+    top = logits.max(axis=-1, keepdims=True)
+    logits -= np.where(np.isfinite(top), top, 0.0)
+    work = np.exp(logits, out=scratch[: logits.size].reshape(logits.shape))
+    with np.errstate(divide="ignore"):
+        np.subtract(logits, np.log(work @ np.ones(work.shape[-1]))[..., None], out=out)
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,8 @@ class Path:
         first, second = self._coefficients(tau, order)
         weights = np.concatenate([first, second], axis=1).transpose(0, 2, 1)  # (B, T, 2m)
         products = np.concatenate([self.first, self.second], axis=2).transpose(0, 2, 1)  # (B, 2m, V)
-        out = weights @ products
+        with np.errstate(over="ignore", invalid="ignore"):
+            out = weights @ products
         motion = self.motion
         if order == 0:
             along = motion.margin(tau)
@@ -138,9 +148,52 @@ class Path:
         out[rows, :, self.minus] = (total - along) / 2
         return out
 
+    def take(self, rows: slice) -> "Path":
+        """The given rows of the batch, as views."""
+        vectors = self.first[rows], self.second[rows], self.plus[rows], self.minus[rows]
+        return Path(self.motion.take(rows), *vectors, self.h0[rows], self.a0[rows])
+
     def log_probs(self, tau: Array) -> Array:
         """(B, T, V) ln pi of every token."""
-        return log_softmax(self.logits(tau), axis=-1)
+        B, T = tau.shape
+        out = np.empty((B, T, self.V))
+        scratch = np.empty(max(_IN_CACHE, self.V))
+        # Blocks that stay in cache from the logits to the last subtraction: the sweep is bound by memory otherwise.
+        pairs, points = max(1, _IN_CACHE // (T * self.V)), max(1, min(T, _IN_CACHE // self.V))
+        for i in range(0, B, pairs):
+            part = self.take(slice(i, i + pairs)) if pairs < B else self
+            for j in range(0, T, points):
+                block = out[i : i + pairs, j : j + points]
+                log_softmax_(part.logits(tau[i : i + pairs, j : j + points]), block, scratch)
+        return out
+
+    def pair_log_probs(self, tau: Array) -> Array:
+        """(T, 2) ln pi of y+ and y- of the first pair at loss-times tau (T,), without the (T, V) table.
+
+        From log-odds against y+ (exact_solution E4), a block of tokens at a time: ln pi(+) = -ln(1 + e^-u + sum e^D_z).
+        """
+        plus, minus = int(self.plus[0]), int(self.minus[0])
+        weights = np.concatenate([w[0] for w in self._coefficients(tau[None])])  # (2m, T)
+        m = len(weights) // 2
+        first, second = self.first[0], self.second[0]
+        shared = first[[plus, minus]].sum(0) @ weights[:m] + second[[plus, minus]].sum(0) @ weights[m:]
+        u = self.motion.margin(tau[None])[0]
+        weights = np.concatenate([weights, -(shared + u)[None] / 2])  # the last row takes the logit of y+ away
+        size = max(1, min(self.V, _IN_CACHE // len(tau)))
+        products, odds = np.ones((size, 2 * m + 1)), np.empty((size, len(tau)))
+        others = np.zeros(len(tau))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for i in range(0, self.V, size):
+                n = min(size, self.V - i)
+                products[:n, :m], products[:n, m:-1] = first[i : i + n], second[i : i + n]
+                block = np.matmul(products[:n], weights, out=odds[:n])
+                block[[z - i for z in (plus, minus) if i <= z < i + n]] = -np.inf
+                others += np.exp(block, out=block).sum(axis=0)
+            log_plus = -np.logaddexp(np.logaddexp(0.0, -u), np.log(others))
+        out = np.stack([log_plus, log_plus - u], axis=1)
+        for t in np.nonzero(~np.isfinite(others))[0]:  # beyond e^709: by the slower way, which shifts first
+            out[t] = self.log_probs(tau[None, [t]])[0, 0, [plus, minus]]
+        return out
 
     def preferred(self, tau: Array, order: int = 0, chunk: int = 1 << 21) -> tuple[Array, ...]:
         """ln pi(y+) (T,) along the first pair's path and its derivatives in tau up to `order`, in bounded memory."""

@@ -24,6 +24,9 @@ NODES = np.array([-x for x in _X[:-1]] + _X[::-1])  # (15,) increasing
 KRONROD = np.array(_WK[:-1] + _WK[::-1])
 GAUSS = np.array(_WG[:-1] + _WG[::-1])
 
+# From values at the nodes to those of their polynomial at both ends of the panel.
+TO_ENDS = np.array([[np.prod([(e - y) / (x - y) for y in NODES if y != x]) for x in NODES] for e in (-1.0, 1.0)])
+
 # |K15 - G7| overstates the error of K15 by about its own square root: 1e-9 leaves rounding as the error.
 TOLERANCE = 1e-9
 
@@ -63,7 +66,8 @@ def log_integrals(
         mid = (left + right) / 2
         split = ~(log_error <= allowed)
         ends = np.nonzero(~split & ((left == lo[owner]) | (right == hi[owner])))[0]
-        split[ends] = _hidden_at_an_end(log_f, owner[ends], left[ends], right[ends], values[ends], total[ends])
+        at_ends = log_f(owner[ends], np.stack([left[ends], right[ends]], axis=1))[0]
+        split[ends] = _hidden_mass(at_ends, scaled[ends], shift[ends], half[ends]) > allowed[ends]
         split &= (mid > left) & (mid < right) & (total < np.inf)
         settled = _scatter_logsumexp(settled, owner[~split], log_fine[~split])
         owner = np.concatenate([owner[split], owner[split]])
@@ -71,25 +75,17 @@ def log_integrals(
     raise SolverError(f"quadrature of the clock did not settle in {max_depth} bisections")
 
 
-def _hidden_at_an_end(
-    log_f: Callable[[NDArray[np.intp], Array], tuple[Array, Array]],
-    owner: NDArray[np.intp],
-    left: Array,
-    right: Array,
-    values: Array,
-    total: Array,
-) -> NDArray[np.bool_]:
-    """(n,) whether ln f at an end of a panel is far above what the nodes (values (n, 15)) lead one to expect.
+def _hidden_mass(at_ends: Array, scaled: Array, shift: Array, half: Array) -> Array:
+    """(n,) ln of what the nodes of a panel miss at its ends, from ln f there (n, 2) and f/e^shift at the nodes (n, 15).
 
-    A slope that collapses within the last half per cent of a panel (beta K times its width above 1e3) is seen by no
-    node; there lies nearly all of the time.
+    A slope that collapses within the last half per cent of a panel (beta K times its width above 1e2) is seen by no
+    node, and nearly all of the time may lie there. An infinite end is a singularity that the nodes do see.
     """
-    outside = (1 + NODES[0]) / (NODES[1] - NODES[0])  # of the distance between the outer two nodes
-    expected = values[:, [0, -1]] + outside * (values[:, [0, -1]] - values[:, [1, -2]])
-    seen = log_f(owner, np.stack([left, right], axis=1))[0]
-    weight = seen + np.log((1 + NODES[0]) * (right - left) / 2)[:, None]
-    hidden = (seen - expected > 1) & (weight > total[:, None] + np.log(TOLERANCE)) & (seen < np.inf)
-    return hidden.any(axis=1)
+    with np.errstate(over="ignore", divide="ignore"):
+        beyond = np.abs(np.exp(at_ends - shift[:, None]) - scaled @ TO_ENDS.T).max(axis=1)
+        missed = np.where(np.isinf(at_ends).any(axis=1), -np.inf, np.log(beyond) + shift)
+        far = at_ends.max(axis=1) - shift > 700  # beyond float range
+    return np.where(far & np.isfinite(at_ends).all(axis=1), at_ends.max(axis=1), missed) + np.log((1 + NODES[0]) * half)
 
 
 def _scatter_logsumexp(base: Array, index: NDArray[Any], values: Array) -> Array:

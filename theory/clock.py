@@ -176,7 +176,9 @@ class Clock:
             at_zero |= self.stop == zero
         form = self.form.take(np.arange(len(self.stop)))
         stop = np.where(at_zero, self.stop, self.motion.start)[:, None]
-        span = np.maximum(np.abs(stop - self.motion.start[:, None]), 1e-300)
+        if isinstance(self.form.law, ConstantSlope):
+            return at_zero[:, None]
+        span = np.maximum(np.abs(stop - self.motion.start[:, None]), 1e7 * _EPS * np.abs(stop) + 1e-300)
         near, far = (form.log_slope(stop - self.direction[:, None] * c * span) for c in (1e-6, 1e-3))
         order = (far - near) / np.log(1e3)  # G ~ distance^order
         return (at_zero & (order[:, 0] < 1 - 1e-2))[:, None]
@@ -269,10 +271,12 @@ class Clock:
         form, ahead = self.form.take(rows), self.direction[rows][:, None]
         u = self.motion.take(rows).margin(ahead * sigma)
         value = -form.log_slope(u)
-        if self.form.loss.closed_slope is None and (form.slope(u) * ahead < 0).any():
-            wrong = u[form.slope(u) * ahead < 0][0]
+        last = u[:, -1:]
+        before_stop = ahead * (self.stop[rows][:, None] - last) > 1e-9 * (1 + np.abs(last))
+        wrong = before_stop & (form.slope(last) * ahead < 0)
+        if wrong.any():
             raise SolverError(
-                f"the slope of {self.form.loss!r} changes sign before u = {wrong:g}, "
+                f"the slope of {self.form.loss!r} changes sign before u = {last[wrong][0]:g}, "
                 "but the loss declares no zero there: define zeros(u_ref) or minimiser(u_ref)"
             )
         ends = u[:, [0, -1]]  # u is monotone: it is largest at one of them

@@ -121,13 +121,13 @@ class ExactDescent:
         rate_a, rate_h = 2 * self.step * self.lr_unembedding, self.step * float(self.lr_hidden)
         n = np.arange(self.steps + 1)[:, None]
         h, a = sign_positions(h0[0], a0[0], rate_h, rate_a, n)
-        G = np.sign(self.form.slope((h * a).sum(-1)))
+        G = self.form.sign((h * a).sum(-1))
         if (G[:-1] > 0).all():
             return h, a
         # The slope vanishes or changes sign on the way (a finite minimiser): then steps depend on it, one by one.
         h, a = np.repeat(h[:1], self.steps + 1, axis=0), np.repeat(a[:1], self.steps + 1, axis=0)
         for i in range(self.steps):
-            g = float(np.sign(self.form.slope(float(h[i] @ a[i]))))
+            g = float(self.form.sign(float(h[i] @ a[i])))
             h[i + 1], a[i + 1] = h[i] + rate_h * g * np.sign(a[i]), a[i] + rate_a * g * np.sign(h[i])
         return h, a
 

@@ -133,11 +133,13 @@ def critical_ratio(path: Path, alignment: Array) -> float:
     """
     p = np.exp(path.log_probs(np.zeros((1, 1)))[0, 0])
     plus, minus = int(path.plus[0]), int(path.minus[0])
-    pull = float(p @ (alignment[plus] - alignment))
+    lead = alignment[plus] - alignment
+    pull = float(p @ lead)
     # Rounding of the sum must not turn "exactly aligned" into a huge finite ratio.
-    if pull >= -4 * np.finfo(float).eps * np.abs(alignment).max():
+    if pull >= -8 * np.finfo(float).eps * float(p @ np.abs(lead)):
         return np.inf
-    return float((1 - p[plus] + p[minus]) * (path.h0[0].sum(0) ** 2).sum() / -pull)
+    mass = float(np.delete(p, plus).sum() + p[minus])  # 1 - pi+ + pi-, with its digits as pi+ -> 1
+    return mass * float((path.h0[0].sum(0) ** 2).sum()) / -pull
 
 
 def limit_log_probs(path: Path, stop: float, sigma_stop: float, ahead: float) -> Array:
@@ -200,7 +202,7 @@ def summarise(
     lower, upper = trough_bounds(path, sigma_end, ahead, stop, end_log) if ahead else (f0, f0)
     return Displacement(
         status=status,
-        initial_rate=float(clock.form.slope(start.margin)) * rate if rate else 0.0,  # G may be inf
+        initial_rate=float(clock.form.slope(start.margin)) * rate if ahead and rate else 0.0,  # G may be inf
         initial_curvature=curvature,
         kappa=kappa,
         kappa_star=kappa_star,

@@ -93,14 +93,7 @@ class ExactFlow:
 
     def log_probs(self, times: ArrayLike | None = None, *, log_times: ArrayLike | None = None) -> Array:
         """(T, V) ln pi of every token at times (non-decreasing, >= 0) or at e^log_times."""
-        sigma = self._sigma(times, log_times)
-        motion = self.path.motion
-        # Once the logits leave float range (they grow as e^(2 w sigma) where both groups move) the limit is exact.
-        ended = (sigma[0] >= 1e300) | (sigma[0] > 340 / max(float(motion.omega.max()), 1e-300))
-        out = self.path.log_probs(self._tau(np.where(ended, 0.0, sigma)))[0]
-        if ended.any():
-            out[ended] = self.limit_log_probs()
-        return out
+        return sweep(self.path, self.clock, self._sigma(times, log_times))[0]
 
     def pair_log_probs(self, times: ArrayLike | None = None, *, log_times: ArrayLike | None = None) -> Array:
         """(T, 2) ln pi of y+ and y- at times, as `log_probs` gives them, without holding the (T, V) table.
@@ -108,8 +101,8 @@ class ExactFlow:
         For a language model's vocabulary: a block of tokens at a time, at a few times the cost of reading W once.
         """
         sigma = self._sigma(times, log_times)[0]
-        out = self.path.pair_log_probs(self._tau(np.minimum(sigma, 1e300)[None])[0])
-        ended = sigma >= 1e300
+        ended = sigma > self.path.float_range(self.clock.direction)[0]
+        out = self.path.pair_log_probs(self.direction * np.where(ended, 0.0, sigma))
         if ended.any():
             out[ended] = self.limit_log_probs()[list(self.model.single_pair)]
         return out
@@ -123,9 +116,6 @@ class ExactFlow:
             with np.errstate(divide="ignore"):
                 grid = np.log(check_times(times, "times"))  # type: ignore[arg-type]
         return self.clock.sigma_at(grid[None])
-
-    def _tau(self, sigma: Array) -> Array:
-        return self.clock.direction[:, None] * sigma
 
     # ---- margins
 
@@ -237,6 +227,16 @@ class ExactFlow:
         )
 
 
+def sweep(path: Path, clock: Clock, sigma: Array) -> Array:
+    """(B, T, V) ln pi of every token at loss-times sigma (B, T), and its limit where the logits leave float range."""
+    ended = sigma > path.float_range(clock.direction)[:, None]
+    out = path.log_probs(clock.direction[:, None] * np.where(ended, 0.0, sigma))
+    for i in np.nonzero(ended.any(axis=1))[0]:
+        one, stop = path.take(slice(i, i + 1)), float(clock.stop[i])
+        out[i, ended[i]] = limit_log_probs(one, stop, float(clock.sigma_stop[i, 0]), float(clock.direction[i]))
+    return out
+
+
 def batch_log_probs(
     W: ArrayLike,
     h: ArrayLike,
@@ -267,4 +267,4 @@ def batch_log_probs(
     with np.errstate(divide="ignore"):
         log_t = np.log(check_times(times, "times"))
     sigma = clock.sigma_at(np.broadcast_to(log_t, (B, len(log_t))))
-    return path.log_probs(clock.direction[:, None] * sigma)
+    return sweep(path, clock, sigma)

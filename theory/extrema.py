@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 
 from theory.path import Path
 
@@ -72,25 +72,27 @@ def horizon(path: Path, sigma_stop: float, ahead: float) -> float:
     motion = path.motion
     if np.isfinite(sigma_stop):
         return sigma_stop
-    if motion.k.shape[1] == 1 and motion.omega[0, 0] > 0 and ahead > 0 and motion.P[0, 0] > 0:
-        return float(rising_from(path)[0] / motion.omega[0, 0])
-    return _settling_time(path, ahead)
-
-
-def _settling_time(path: Path, ahead: float) -> float:
-    """Loss-time, by doubling, at which ln pi(y+) has taken its final direction: at 1, or falling with one winner."""
-    motion = path.motion
     unit = 1 / (float(motion.K0.sum()) + 2 * float(motion.omega.max()) + float(np.abs(motion.start[0])) + 1e-300)
-    sigma = unit * 2.0 ** np.arange(-10, 200)
-    for s in sigma:
-        log_p, rate = path.preferred(np.array([ahead * s]), 1)
-        if not np.isfinite(rate[0]):
-            return float(s / 2)
-        rate_now = ahead * rate[0]
-        gone, sure = log_p[0] < -1e3 and rate_now < 0, log_p[0] > -1e-15
-        if gone or sure or (motion.eta_W == 0 and rate_now < 0):
-            return float(s)  # with W frozen ln pi(y+) is concave: once falling, it never rises
-    return float(sigma[-1])
+    if motion.eta_W == 0:
+        return _first_fall(path, ahead, unit)
+    outward = motion.P[0] if ahead > 0 else motion.Q[0]
+    if (outward[motion.omega[0] > 0] > 0).any():
+        # A slow mode's bound may lie where a fast one has long left float range, and decided everything.
+        return min(max(float(rising_from(path, ahead)[0]), unit), float(path.float_range(np.array([ahead]))[0]))
+    moving = motion.omega[0][(motion.omega[0] > 0) & (motion.K0[0] > 0)]
+    # Nothing grows: either only W moves, and ln pi(y+) is monotone, or everything decays as e^(-w tau).
+    return 40 / float(moving.min()) if moving.size else unit
+
+
+def _first_fall(path: Path, ahead: float, unit: float) -> float:
+    """With W frozen ln pi(y+) is concave in tau: a loss-time at which it falls, or `unit` if it never does."""
+    speed = ahead * path.logits(np.zeros((1, 1)), 1)[0, 0]
+    if speed[int(path.plus[0])] >= speed.max():
+        return unit
+    for s in unit * 2.0 ** np.arange(-10, 900):
+        if ahead * path.preferred(np.array([ahead * s]), 1)[1][0] < 0:
+            return float(s)
+    return float(s)
 
 
 def _grid(path: Path, sigma_end: float) -> Array:
@@ -113,11 +115,15 @@ def trough_bounds(path: Path, sigma_end: float, ahead: float, stop: float, end_l
     sigma = _grid(path, sigma_end)
     odds = np.concatenate([_log_odds(path, ahead * s)[:, others] for s in np.array_split(sigma, 16) if s.size])
     best = odds.max()
-    extra = _stationary(path, np.nonzero(others)[0][np.argsort(odds.max(axis=0))[-2000:]])
-    extra = extra[(extra > 0) & (extra < sigma_end)]
-    if extra.size and ahead > 0:
-        # Each stationary point belongs to one token; the maximum over tokens there can only be sharper.
-        best = max(best, max(_log_odds(path, e)[:, others].max() for e in np.array_split(extra, len(extra) // 256 + 1)))
+    for i, z in zip(*np.nonzero(odds >= best - 1.0), strict=True):  # sharpen the grid's maxima, one token at a time
+        if odds[i, z] < odds[max(i - 1, 0) : i + 2, z].max():
+            continue
+        around = sigma[max(i - 1, 0)], sigma[min(i + 1, len(sigma) - 1)]
+        token = np.nonzero(others)[0][z]
+        peak = minimize_scalar(
+            lambda s, z=token: -_log_odds(path, ahead * s)[0, z], bounds=around, options={"xatol": 1e-9 * around[1]}
+        )
+        best = max(best, -float(peak.fun))
     if np.isneginf(end_log[path.plus[0]]):
         return -np.inf, -np.inf
     best = max(best, float(end_log[others].max()) - float(end_log[path.plus[0]]))
@@ -132,28 +138,36 @@ def _log_odds(path: Path, tau: Array) -> Array:
 
 
 def light_cone_products(path: Path) -> tuple[Array, Array]:
-    """alpha, beta (B, V): logit_z - <s, h>/2 = alpha x + beta/x of one-mode paths with w > 0, x = e^{w tau}."""
+    """alpha, beta (B, V, m): logit_z - <s, h>/2 = sum over modes with w > 0 of alpha x + beta/x, x = e^{w tau}."""
     motion = path.motion
-    ratio = (motion.k / motion.omega)[:, None, 0, None]  # (B, 1, 1)
+    ratio = (motion.k / np.where(motion.omega == 0, np.inf, motion.omega))[:, None, :]
     B1, B2 = path.first, path.second
     lc = motion.light_cone[:, None, :]
     scale = np.sqrt(8 * motion.eta_W)
     up, down = np.where(lc, B1 / scale, (B1 + ratio * B2) / 2), np.where(lc, B2 / scale, (B1 - ratio * B2) / 2)
     rows = np.arange(len(up))
     mean = lambda x: (x[rows, path.plus] + x[rows, path.minus])[:, None] / 2  # noqa: E731
-    return (up - mean(up))[..., 0], (down - mean(down))[..., 0]
+    return up - mean(up), down - mean(down)
 
 
-def rising_from(path: Path) -> Array:
-    """(B,) ln x beyond which every token's log-odds against y+ fall, so that ln pi(y+) rises for good (P > 0, w > 0).
+def rising_from(path: Path, ahead: float = 1.0) -> Array:
+    """(B,) loss-time beyond which every token's log-odds against y+ fall, so that ln pi(y+) rises for good.
 
-    Fujiwara's bound on the roots of the quartics P x^4 - 4 w alpha x^3 + 4 w beta x + Q of E4.
+    Fujiwara's bound on the roots of the quartics P x^4 - 4 w alpha x^3 + 4 w beta x + Q of E4, mode by mode: past the
+    bounds of all modes that grow, every term of every log-odds falls. Walking backwards, the same for y-: P and Q, and
+    alpha and beta, change places.
     """
     motion = path.motion
-    w, P, Q = (f[:, 0] for f in (motion.omega, motion.P, motion.Q))
-    alpha, beta = (np.abs(x).max(axis=1) for x in light_cone_products(path))
-    cubic, linear = 4 * w * alpha / P, 4 * w * beta / P
-    return np.log(2 * np.maximum.reduce([cubic, np.cbrt(linear), (Q / (2 * P)) ** 0.25, np.ones_like(w)]))
+    alpha, beta = (np.abs(x).max(axis=1) for x in light_cone_products(path))  # (B, m)
+    P, Q = motion.P, motion.Q
+    if ahead < 0:
+        P, Q, alpha, beta = Q, P, beta, alpha
+    grows = (P > 0) & (motion.omega > 0)
+    w, P = np.where(grows, motion.omega, 1.0), np.where(grows, P, 1.0)
+    bound = 2 * np.maximum.reduce(
+        [4 * w * alpha / P, np.cbrt(4 * w * beta / P), (Q / (2 * P)) ** 0.25, np.ones_like(w)]
+    )
+    return np.where(grows, np.log(bound) / w, 0.0).max(axis=1)
 
 
 def _stationary(path: Path, tokens: NDArray[np.intp]) -> Array:
@@ -164,7 +178,7 @@ def _stationary(path: Path, tokens: NDArray[np.intp]) -> Array:
     w, P, Q = (float(x[0, 0]) for x in (motion.omega, motion.P, motion.Q))
     if P == 0:
         return np.empty(0)
-    alpha, beta = (x[0, tokens] for x in light_cone_products(path))
+    alpha, beta = (x[0, tokens, 0] for x in light_cone_products(path))
     # P x^4 - 4 w alpha x^3 + 4 w beta x + Q = 0, by the eigenvalues of its companion matrices.
     companion = np.zeros((len(tokens), 4, 4))
     companion[:, 1, 0] = companion[:, 2, 1] = companion[:, 3, 2] = 1

@@ -93,7 +93,10 @@ class Path:
             h0, a0 = h[:, None], a[:, None]
         else:
             h0, a0 = (np.einsum("mij,bj->bmi", projectors, v) for v in (h, a))
-        motion = Motion.of_vectors(eta_W, np.broadcast_to(k, (B, len(k))), h0, a0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            motion = Motion.of_vectors(eta_W, np.broadcast_to(k, (B, len(k))), h0, a0)
+        if not (np.isfinite(motion.P).all() and np.isfinite(motion.Q).all() and np.isfinite(motion.u0).all()):
+            raise ValueError("W, h and the rates must keep |h|^2, |a|^2 and <a, h> in float range, got an overflow")
         lc = motion.light_cone[..., None]
         hs, as_ = np.sqrt(2 * eta_W) * h0, np.sqrt(k)[:, None] * a0
         basis = np.where(lc, hs + as_, h0), np.where(lc, hs - as_, a0)
@@ -126,7 +129,17 @@ class Path:
             up = np.where(motion.P[..., None] == 0, 0.0, x[0])
             down = np.where(motion.Q[..., None] == 0, 0.0, x[1])
         lc = motion.light_cone[..., None]
-        return np.where(lc, up, C), np.where(lc, down, k * S)
+        empty = (motion.K0[..., None] == 0) & (w > 0)  # nothing there to grow
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.where(empty, 0.0, np.where(lc, up, C)), np.where(empty, 0.0, np.where(lc, down, k * S))
+
+    def float_range(self, ahead: Array) -> Array:
+        """(B,) loss-time, counted in the direction `ahead` (B,), up to which squares of logits stay in float range."""
+        motion = self.motion
+        outward = np.where(ahead[:, None] > 0, motion.P, motion.Q)
+        grows = (outward > 0) & (motion.omega > 0)
+        w, size = np.where(grows, motion.omega, 1.0), np.where(grows, outward, 1.0)
+        return np.where(grows, (300 - np.log(size / w)) / (2 * w), 1e300).min(axis=1)
 
     def logits(self, tau: Array, order: int = 0) -> Array:
         """(B, T, V) logits at loss-times tau (B, T), or their derivative of order 1 or 2 in tau."""

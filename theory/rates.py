@@ -78,19 +78,20 @@ def log_prob_rate(
     others = np.ones(model.V, dtype=bool)
     others[[plus, minus]] = False
     weighted = float(p[others] @ along[others])
-    mass = float(1 - p[plus] + p[minus])
+    rest = float(np.delete(p, plus).sum())  # 1 - pi+, with its digits as pi+ -> 1
+    mass = rest + float(p[minus])
     name = model.name(z)
     body = G * eta_h
     if z == plus:
         terms = {
-            "norms of W_+ and W_-": body * float((1 - p[plus]) * W_plus @ W_plus + p[minus] * W_minus @ W_minus),
+            "norms of W_+ and W_-": body * float(rest * W_plus @ W_plus + p[minus] * W_minus @ W_minus),
             "alignment of W_+ and W_-": -body * mass * float(W_plus @ W_minus),
             "other tokens, weighted": -body * weighted,
             "hidden norm": G * eta_W * mass * float(h @ h),
         }
         sensitivity = {
             "<W_+, W_->": -body * mass,
-            "|W_+|^2": body * float(1 - p[plus]),
+            "|W_+|^2": body * rest,
             "|W_-|^2": body * float(p[minus]),
             "|h|^2": G * eta_W * mass,
         }

@@ -25,7 +25,9 @@ def deepest(path: Path, points: int = 241) -> Deepest:
     motion = path.motion
     if motion.k.shape[1] != 1 or not (motion.omega > 0).all() or not (motion.P > 0).all():
         raise ValueError("path must have one mode with W and h both trained and P > 0")
-    y = np.linspace(0.0, 1.0, points) ** 2 * rising_from(path)[:, None]  # denser near the start, where curves bend
+    y = np.linspace(0.0, 1.0, points) ** 2 * (
+        rising_from(path)[:, None] * motion.omega
+    )  # denser near the start, where curves bend
     log_p = path.log_probs(y / motion.omega)  # (B, T, V)
     rows = np.arange(len(log_p))
     plus = log_p[rows, :, path.plus]

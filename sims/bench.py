@@ -139,7 +139,7 @@ class Batch:
             return out
 
         y = _solve(velocity, np.concatenate([a0, h]), tol)
-        return _log_probs(y[:, d:] @ W.T, (y[:, :d] * y[:, d:]).sum(1), p, m)
+        return _log_probs(np.asarray(y[:, d:] @ W.T, dtype=np.float64), (y[:, :d] * y[:, d:]).sum(1), p, m)
 
     def one_dimensional(self, i: int, tol: float) -> Array:
         """(T, V) by solve_ivp on du/dt = G(u) K(u), in plain scalar arithmetic, and the algebraic path."""
@@ -191,7 +191,7 @@ def _log_probs(logits: Array, u: Array, p: int, m: int) -> Array:
 
 
 def batch_rows(models: int, rivals: int, progress: bool) -> list[Row]:
-    """The batch against its rivals, each at the loosest tolerance that reaches ACCURACY on the models it is timed on."""
+    """The batch against its rivals, each at the loosest tolerance that reaches ACCURACY on its models."""
     batch = Batch.random(models)
     total, exact = _timed(batch.exact)
     ours = total / models

@@ -77,7 +77,11 @@ def _demo(commands: Any) -> None:
         "displacement demo --out my-demo",
     )
     c.add_argument(
-        "--out", type=Path, default=Path("displacement-demo"), help="folder for figures and data (%(default)s)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("displacement-demo"),
+        help="folder for figures and data (%(default)s)",
     )
     c.add_argument("--draws", type=int, default=500, help="random geometries per noise size (%(default)s)")
     c.add_argument("--seed", type=int, default=0, help="seed of those geometries (%(default)s)")
@@ -121,7 +125,7 @@ def _predict(commands: Any) -> None:
         run_predict,
         "What the theory says of a pair on a real unembedding matrix, before any training: can it displace at all\n"
         "(r_max), above which ratio of rates (kappa*), how deep, and who gains.",
-        "displacement predict embeddings.npz --preferred no --dispreferred never --start no=14,never=11,yes=11",
+        "displacement predict embeddings.npz --preferred maybe --dispreferred perhaps --kappa inf",
     )
     _file_arguments(c)
     c.add_argument("--preferred", required=True, help="token y+")
@@ -129,13 +133,19 @@ def _predict(commands: Any) -> None:
     c.add_argument("--hidden", help=".npy file with the hidden vector (d,) of the prompt")
     c.add_argument(
         "--start",
+        metavar="TOKEN=LOG_ODDS,...",
         help="the start instead: TOKEN=LOG_ODDS,... against the average token (nats); the shortest hidden vector with "
         "these is used. Default: y+ at probability 0.7 and y- at a tenth of it",
     )
     _loss_arguments(c)
-    c.add_argument("--kappa", type=float, default=1.0, help="eta_h / eta_W: how fast h moves against W (%(default)s)")
+    c.add_argument(
+        "--kappa",
+        type=float,
+        default=1.0,
+        help="eta_h / eta_W: how fast h moves against W; 0 freezes h, inf freezes W (%(default)s)",
+    )
     c.add_argument("--top", type=int, default=10, help="tokens to list (%(default)s)")
-    c.add_argument("--figure", type=Path, help="write the figure here (.png, .svg or .pdf)")
+    c.add_argument("--figure", type=Path, metavar="FILE", help="write the figure here (.png, .svg or .pdf)")
     _json_flag(c)
 
 
@@ -170,6 +180,11 @@ def run_predict(arguments: argparse.Namespace) -> int:
     from sims.predict import predict
     from theory.losses import get
 
+    if not arguments.kappa >= 0:
+        raise ValueError(f"--kappa must be in [0, inf], got {arguments.kappa:g}")
+    if arguments.figure and arguments.figure.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--figure must end in .png, .svg or .pdf, got {str(arguments.figure)!r}")
+    eta_W, eta_h = (0.0, 1.0) if arguments.kappa == float("inf") else (1.0, arguments.kappa)
     embeddings = read_embeddings(arguments.file, tensor=arguments.tensor, tokens_path=arguments.tokens_file)
     hidden = np.load(arguments.hidden, allow_pickle=False) if arguments.hidden else None
     start: Any = parse_assignments(arguments.start.split(","), "--start") if arguments.start else None
@@ -180,7 +195,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
         hidden=hidden,
         start=start,
         loss=get(arguments.loss, **parse_assignments(arguments.set, "--set")),
-        lr_hidden=arguments.kappa,
+        lr_unembedding=eta_W,
+        lr_hidden=eta_h,
         top=arguments.top,
     )
     _show(prediction, arguments.json)
@@ -216,7 +232,10 @@ def run_scan(arguments: argparse.Namespace) -> int:
 
     embeddings = read_embeddings(arguments.file, tensor=arguments.tensor, tokens_path=arguments.tokens_file)
     tokens = arguments.tokens.split(",") if arguments.tokens else None
-    _show(scan(embeddings, tokens, top=arguments.top, candidates=arguments.candidates), arguments.json)
+    _show(
+        scan(embeddings, tokens, top=arguments.top, candidates=arguments.candidates, progress=sys.stderr.isatty()),
+        arguments.json,
+    )
     return EXIT_OK
 
 
@@ -285,5 +304,5 @@ def _bench(commands: Any) -> None:
 def run_bench(arguments: argparse.Namespace) -> int:
     from sims.bench import bench
 
-    _show(bench(quick=arguments.quick, large=not arguments.no_large), arguments.json)
+    _show(bench(quick=arguments.quick, large=not arguments.no_large, progress=sys.stderr.isatty()), arguments.json)
     return EXIT_OK

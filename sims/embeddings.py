@@ -177,8 +177,12 @@ def _read_npz(path: Path, tensor: str | None) -> Parts:
         try:
             archive = np.load(file, allow_pickle=False)
         except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            file.seek(0)
+            start = file.read(12)
+            # numpy takes any other file for a pickle and advises to load it unsafely: that advice is left out.
+            why = f"it starts with {start!r}" if "pickle" in str(error) else str(error)
             raise ValueError(
-                f"{path} cannot be read as an .npz archive (truncated, or another format?): {error}"
+                f"{path} cannot be read as an .npz archive (truncated, or another format?): {why}"
             ) from None
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError(f"{path} must be an .npz archive, it holds a single .npy array of shape {archive.shape}")

@@ -425,7 +425,7 @@ def _alignment_bars(ax: Axes, data: Forecast, colors: dict[str, str]) -> None:
     ax.set_yticks(at, [shown(name) for name in data.bars])
     ax.set(ylim=(len(at) - 0.4, -0.6), xlabel=r"$\langle W_z,\,W_{y^+}-W_{y^-}\rangle$")
     ax.axvline(0, color=BLACK, lw=0.8)
-    ax.set_title("who gains (Theorem 2)")
+    ax.set_title("predicted order (Theorem 2)")
 
 
 # ---- files

@@ -59,7 +59,12 @@ def entries(bound: float = 2.0) -> st.SearchStrategy[float]:
 
 @st.composite
 def models(
-    draw: st.DrawFn, min_tokens: int = 2, max_tokens: int = 6, max_dim: int = 4, bound: float = 2.0, reference: bool = True
+    draw: st.DrawFn,
+    min_tokens: int = 2,
+    max_tokens: int = 6,
+    max_dim: int = 4,
+    bound: float = 2.0,
+    reference: bool = True,
 ) -> UnconstrainedFeatures:
     """Single-token models of small size; with `reference`, some do not start at their reference."""
     V, d = draw(st.integers(min_tokens, max_tokens)), draw(st.integers(1, max_dim))

@@ -83,7 +83,14 @@ def test_scan_ranks_pairs(matrix, capsys):
         (["predict", "absent.npz", "--preferred", "a", "--dispreferred", "b"], "absent.npz"),
         (["predict", "MATRIX", "--preferred", "nevr", "--dispreferred", "no"], "did you mean 'never'"),
         (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "no"], "no"),
-        (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--kappa", "-1"], "lr_hidden"),
+        (
+            ["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--kappa", "-1"],
+            "--kappa must be in [0, inf], got -1",
+        ),
+        (
+            ["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--figure", "a.txt"],
+            "--figure must end in",
+        ),
         (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--loss", "dop"], "did you mean 'dpo'"),
         (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--set", "beta"], "NAME=NUMBER"),
         (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--set", "beta=0"], "beta must be in"),

@@ -8,14 +8,14 @@ from typing import Any
 
 import mpmath
 import numpy as np
+import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mpmath import mpf
 from scipy.integrate import solve_ivp
-
-import oracles
 from strategies import EXTREMES, MARGIN, REGIMES, extreme_rates, losses, models, random_model, rates, single
+
 from theory import ExactFlow, SolverError
 from theory._quadrature import GAUSS, KRONROD, NODES, TO_ENDS, TOLERANCE, log_integrals
 from theory.clock import Clock, log_expm1
@@ -241,9 +241,7 @@ def test_closed_clocks_equal_the_generic_ones(loss, regime):
         assert closed.direction != 0
         end = closed.stop_margin if np.isfinite(closed.stop_margin) else closed.start_margin + 60.0
         u = closed.start_margin + np.array([1e-9, 1e-3, 0.2, 0.7, 0.9999]) * (end - closed.start_margin)
-        np.testing.assert_allclose(
-            closed.log_time_at_margin(u), generic.log_time_at_margin(u), rtol=1e-11, atol=1e-10
-        )
+        np.testing.assert_allclose(closed.log_time_at_margin(u), generic.log_time_at_margin(u), rtol=1e-11, atol=1e-10)
         log_times = np.array([-700.0, -30.0, -3.0, 0.0, 2.0, 6.0])
         span = np.abs(closed.margin(log_times=log_times) - closed.start_margin)
         np.testing.assert_allclose(
@@ -263,10 +261,14 @@ def test_frozen_dpo_is_the_omega_function():
             left = mpmath.log(mpf(z) + mpmath.expm1(mpf(z)))
             right = mpmath.log(mpf(0.3) ** 2 * mpf(float(a @ a))) + mpf(log_t)
         if log_t > -20:  # before, z is lost in the rounding of u
-            assert float(left) == pytest.approx(float(right), abs=1e-13 + 1e-15 * (1 + abs(flow.start_margin)) / z, rel=1e-13)
+            assert float(left) == pytest.approx(
+                float(right), abs=1e-13 + 1e-15 * (1 + abs(flow.start_margin)) / z, rel=1e-13
+            )
 
 
-@pytest.mark.parametrize("loss", [get("ipo", tau=0.3), get("rebel", eta=2.3, reward_gap=1.7), get("gpo_squared")], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [get("ipo", tau=0.3), get("rebel", eta=2.3, reward_gap=1.7), get("gpo_squared")], ids=repr
+)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_quadratic_losses_are_explicit_in_time(loss, regime):
     """The formula of E5, retyped: x^2 in terms of E = e^(c K(u*) t), or u* + (u0 - u*) e^(-c K0 t) when frozen."""
@@ -313,7 +315,11 @@ def assert_clock_is_sound(flow: ExactFlow, log_times: np.ndarray = LOG_TIMES) ->
     np.testing.assert_allclose(np.logaddexp.reduce(log_p, axis=1), 0, atol=1e-10)
     # Round trip, where the margin determines the time: clear of the start and of the stop.
     away = np.abs(u - flow.start_margin) > 1e-4 * (1 + abs(flow.start_margin))
-    short = ~(np.abs(u - flow.stop_margin) <= 1e-4 * (1 + abs(flow.start_margin))) if np.isfinite(flow.stop_margin) else away
+    short = (
+        ~(np.abs(u - flow.stop_margin) <= 1e-4 * (1 + abs(flow.start_margin)))
+        if np.isfinite(flow.stop_margin)
+        else away
+    )
     clear = away & short & np.isfinite(u) & np.isfinite(log_times)
     if clear.any():
         # d ln t / du is about beta plus 1/(u - u0): rounding of u, some ten units in its last digit, costs that much.
@@ -323,7 +329,10 @@ def assert_clock_is_sound(flow: ExactFlow, log_times: np.ndarray = LOG_TIMES) ->
         if np.isfinite(flow.stop_margin):
             slack = slack + 3e-15 * size / np.minimum(1, np.abs(flow.stop_margin - u[clear]))
         again = flow.log_time_at_margin(u[clear])
-        assert (np.abs(again - log_times[clear]) <= slack + 1e-12 * np.abs(log_times[clear])).all(), (again, log_times[clear])
+        assert (np.abs(again - log_times[clear]) <= slack + 1e-12 * np.abs(log_times[clear])).all(), (
+            again,
+            log_times[clear],
+        )
 
 
 SCALED = [
@@ -348,7 +357,13 @@ def test_extreme_parameters_rates_and_references(loss, kappa):
 @pytest.mark.parametrize("name", EXTREMES)
 @pytest.mark.parametrize("rates", [None, (0.0, 1.0), (1.0, 0.0), (1.0, 1e-12), (1e-12, 1.0), (0.0, 0.0)], ids=str)
 def test_extreme_models(name, rates):
-    for loss in (get("dpo"), get("gpo_savage", beta=0.7), get("ipo"), get("slic", delta=3.0), get("gpo_exponential", beta=2.0)):
+    for loss in (
+        get("dpo"),
+        get("gpo_savage", beta=0.7),
+        get("ipo"),
+        get("slic", delta=3.0),
+        get("gpo_exponential", beta=2.0),
+    ):
         assert_clock_is_sound(ExactFlow(EXTREMES[name], loss, *(rates or extreme_rates(name))))
 
 
@@ -356,7 +371,9 @@ def test_extreme_models(name, rates):
 def test_any_clock_is_sound(model, loss, rates, shift):
     plus, minus = model.single_pair
     model = single(model.W, model.h, plus, minus, model.samples[0].reference_margin + shift)
-    assert_clock_is_sound(ExactFlow(model, loss, *rates), np.array([-np.inf, -40.0, -1.0, 0.0, 2.0, 30.0, 500.0, np.inf]))
+    assert_clock_is_sound(
+        ExactFlow(model, loss, *rates), np.array([-np.inf, -40.0, -1.0, 0.0, 2.0, 30.0, 500.0, np.inf])
+    )
 
 
 def test_soundness_can_fail():
@@ -547,7 +564,9 @@ def test_a_batch_of_clocks_equals_single_clocks():
     rng = np.random.default_rng(66)
     flows = [ExactFlow(random_model(rng, 4, 3), get("cdpo", beta=0.6, eps=0.27)) for _ in range(5)]
     motions = [f.path.motion for f in flows]
-    stacked = type(motions[0])(1.0, *(np.concatenate([getattr(m, n) for m in motions]) for n in ("k", "P", "Q", "u0", "K0")))
+    stacked = type(motions[0])(
+        1.0, *(np.concatenate([getattr(m, n) for m in motions]) for n in ("k", "P", "Q", "u0", "K0"))
+    )
     refs = stacked.start - np.array([0.0, 9.0, -4.0, 1.0, 0.0])
     refs[3] = stacked.start[3] - float(flows[0].loss.minimiser(0.0))  # starts at its minimiser  # type: ignore[attr-defined]
     clock = Clock(stacked, MarginForm(get("cdpo", beta=0.6, eps=0.27), refs))  # type: ignore[arg-type]

@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import numpy as np
+import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-import oracles
 from oracles import slope_of
 from strategies import ENDLESS, EXTREMES, MARGIN, entries, extreme_rates, losses, models, random_model, single
+
 from theory import Displacement, ExactFlow, UnconstrainedFeatures
 from theory.losses import get
 
@@ -146,7 +146,9 @@ def test_the_summary_equals_dense_evaluation_with_kernels():
         d = int(rng.integers(2, 4))
         A = rng.normal(size=(d, int(rng.integers(1, d + 1))))
         model = random_model(rng, int(rng.integers(4, 12)), d, float(rng.choice([1, 2])))
-        flow = ExactFlow(model, get("dpo") if i % 2 else get("ipo"), float(i % 3 > 0), 10 ** rng.uniform(-1, 2) * A @ A.T)
+        flow = ExactFlow(
+            model, get("dpo") if i % 2 else get("ipo"), float(i % 3 > 0), 10 ** rng.uniform(-1, 2) * A @ A.T
+        )
         summary = flow.displacement()
         if flow.direction:
             seen.add(summary.status)
@@ -406,7 +408,9 @@ def test_r_max_above_one_exhibits_a_start_that_displaces():
         if r_max <= 1:
             continue
         # All mass on the most aligned token: h far along a.
-        h = next(c * a for c in 2.0 ** np.arange(12) if ExactFlow(single(model.W, c * a), get("dpo")).kappa_star < np.inf)
+        h = next(
+            c * a for c in 2.0 ** np.arange(12) if ExactFlow(single(model.W, c * a), get("dpo")).kappa_star < np.inf
+        )
         witness = single(model.W, h)
         kappa = 2 * ExactFlow(witness, get("dpo")).kappa_star
         summary = ExactFlow(witness, get("dpo"), 1.0, kappa).displacement()

@@ -241,7 +241,9 @@ BAD = [
         ("e.npz: unembedding must be finite", "nan at (2, 3)"),
     ),
     Bad("inf", lambda f: npz(f, **good(unembedding=with_nan((0, 1), np.inf))), ("must be finite", "inf at (0, 1)")),
-    Bad("hidden shape", lambda f: npz(f, **good(hidden=np.ones(D + 1))), ("e.npz: hidden must have shape (4,)", "(5,)")),
+    Bad(
+        "hidden shape", lambda f: npz(f, **good(hidden=np.ones(D + 1))), ("e.npz: hidden must have shape (4,)", "(5,)")
+    ),
     Bad("hidden NaN", lambda f: npz(f, **good(hidden=np.full(D, np.nan))), ("hidden must be finite",)),
     Bad("hidden dtype", lambda f: npz(f, **good(hidden=np.ones(D, int))), ("hidden must hold", "int64")),
     Bad(

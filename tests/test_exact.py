@@ -5,18 +5,16 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from scipy.integrate import solve_ivp
-
 import oracles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from oracles import integrated_log_probs, slope_of
-from strategies import ENDLESS, EXTREMES, MARGIN, REGIMES, SMOOTH, extreme_rates, losses, models, random_model, single
+from scipy.integrate import solve_ivp
+from strategies import MARGIN, REGIMES, SMOOTH, losses, models, random_model, single
+
 from theory import ExactFlow, UnconstrainedFeatures, batch_log_probs
-from theory.clock import Clock
-from theory.losses import MarginForm, get
-from theory.motion import Motion
+from theory.losses import get
 
 # DOP853 at rtol 1e-12 ends within about 1e2 rtol of the truth here; the margins of these runs stay below 1e2.
 RTOL = 1e-12
@@ -202,7 +200,10 @@ def test_a_vector_of_times_equals_a_loop(loss):
 def test_time_zero_is_the_start(model, loss, rates):
     flow = ExactFlow(model, loss, *rates)
     np.testing.assert_allclose(
-        flow.log_probs([0.0])[0], oracles.log_probs(model.W, model.h), rtol=0, atol=1e-13 * (1 + np.abs(model.W).max() ** 2)
+        flow.log_probs([0.0])[0],
+        oracles.log_probs(model.W, model.h),
+        rtol=0,
+        atol=1e-13 * (1 + np.abs(model.W).max() ** 2),
     )
     assert flow.margin([0.0])[0] == flow.start_margin
     assert flow.log_time_at_margin([flow.start_margin]) == [-np.inf]
@@ -278,7 +279,12 @@ def test_the_kernel_comparison_fails_on_a_wrong_kernel():
         assert np.abs(ExactFlow(model, get("dpo"), 1.0, wrong).log_probs(TIMES) - right).max() > 1e4 * ATOL
 
 
-@given(model=models(min_tokens=3), loss=losses(), c=st.sampled_from([0.0, 1e-12, 0.3, 1.0, 1e6]), eta_W=st.sampled_from([0.0, 1.0]))
+@given(
+    model=models(min_tokens=3),
+    loss=losses(),
+    c=st.sampled_from([0.0, 1e-12, 0.3, 1.0, 1e6]),
+    eta_W=st.sampled_from([0.0, 1.0]),
+)
 def test_a_multiple_of_the_identity_is_the_number(model, loss, c, eta_W):
     number, matrix = (ExactFlow(model, loss, eta_W, k) for k in (c, c * np.eye(model.d)))
     log_times = np.array([-2.0, 0.0, 1.5])
@@ -322,7 +328,9 @@ def test_kernel_start_condition_and_gainers_by_finite_differences():
             # kappa* scales the kernel: at that multiple the initial rate is zero.
             scale = flow.kappa_star / flow.kappa
             assert scale == pytest.approx(lift / -turn, rel=1e-10)
-            rates = [ExactFlow(model, get("dpo"), 1.0, c * scale * kernel).displacement().initial_rate for c in (0.99, 1.01)]
+            rates = [
+                ExactFlow(model, get("dpo"), 1.0, c * scale * kernel).displacement().initial_rate for c in (0.99, 1.01)
+            ]
             assert rates[0] > 0 > rates[1]
             found += 1
         else:

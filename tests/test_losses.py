@@ -12,13 +12,13 @@ from typing import Any
 
 import mpmath
 import numpy as np
+import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-import oracles
-import theory.losses
 from strategies import EXAMPLES, MARGIN, random_model
+
+import theory.losses
 from theory import ExactDescent, ExactFlow, UnconstrainedFeatures, check_loss
 from theory.losses import LOSSES, POSITIVE, MarginForm, MarginLoss, Pair, get, parameter
 
@@ -56,7 +56,9 @@ def off_kinks(loss: MarginLoss, u: float, u_ref: float) -> bool:
 
 def test_every_loss_is_retyped_and_nothing_else():
     assert set(oracles.PAPER) == set(LOSSES), "add the loss, as its paper prints it, to oracles.PAPER"
-    assert set(oracles.SLOPE) == {loss.name for loss in MARGIN}, "add its slope, differentiated by hand, to oracles.SLOPE"
+    assert set(oracles.SLOPE) == {loss.name for loss in MARGIN}, (
+        "add its slope, differentiated by hand, to oracles.SLOPE"
+    )
 
 
 @pytest.mark.parametrize("loss", EXAMPLES, ids=repr)
@@ -168,12 +170,15 @@ def test_log_slope_over_the_whole_range(name, beta, u):
     with mpmath.workdps(60):
         tail = mpmath.log1p(mpmath.exp(-abs(z)))
         log_minus, log_plus = -max(z, 0) - tail, -max(-z, 0) - tail  # ln sigmoid(-z), ln sigmoid(z)
-        exact = mpmath.log(beta) + {
-            "dpo": log_minus,
-            "gpo_logistic": log_minus,
-            "gpo_exponential": -z,
-            "gpo_savage": mpmath.log(2) + 2 * log_minus + log_plus,
-        }[name]
+        exact = (
+            mpmath.log(beta)
+            + {
+                "dpo": log_minus,
+                "gpo_logistic": log_minus,
+                "gpo_exponential": -z,
+                "gpo_savage": mpmath.log(2) + 2 * log_minus + log_plus,
+            }[name]
+        )
         assert float(MarginForm(get(name, beta=beta), 0.0).log_slope(u)) == pytest.approx(float(exact), rel=1e-13)
 
 
@@ -183,7 +188,9 @@ def test_cdpo_slope_keeps_its_digits_near_the_minimiser():
     for gap in (1e-3, 1e-6, 1e-9, -1e-6):
         u = least + gap
         with mpmath.workdps(50):
-            exact = float(mpmath.log(abs(loss.beta * (oracles._sigma(-loss.beta * mpmath.mpf(u)) - mpmath.mpf(loss.eps)))))
+            exact = float(
+                mpmath.log(abs(loss.beta * (oracles._sigma(-loss.beta * mpmath.mpf(u)) - mpmath.mpf(loss.eps))))
+            )
         # u* itself is a rounded number: a relative error of eps/gap in the slope cannot be avoided.
         assert float(MarginForm(loss, 0.0).log_slope(u)) == pytest.approx(exact, abs=1e-13 + 1e-15 / abs(gap))
 
@@ -286,7 +293,7 @@ def test_misspelt_names_suggest_the_nearest(name, parameters, message):
 
 
 def test_an_unknown_name_lists_what_is_known():
-    with pytest.raises(ValueError, match="known: .*dpo.*rebel") as caught:
+    with pytest.raises(ValueError, match=r"known: .*dpo.*rebel") as caught:
         get("zzzzzzzz")
     assert all(name in str(caught.value) for name in LOSSES)
 
@@ -351,7 +358,11 @@ def test_a_bad_file_stops_the_import(registry, text, message):
 
 
 def test_private_modules_and_classes_are_no_losses(registry):
-    assert list(registry(_helper="", )) == list(LOSSES)
+    assert list(
+        registry(
+            _helper="",
+        )
+    ) == list(LOSSES)
     hidden = NEW.format(name="hidden", reference="here").replace("class New", "class _New")
     with pytest.raises(ImportError, match="defines no loss"):
         registry(newest=hidden)

@@ -5,10 +5,10 @@ import itertools
 import math
 
 import numpy as np
-import pytest
-
 import oracles
+import pytest
 from strategies import random_model
+
 from theory import Sample, UnconstrainedFeatures
 from theory.model import contexts_of, inner_products
 
@@ -116,7 +116,9 @@ def test_the_general_constructor_equals_single_token():
     assert arrays.contexts == (("q", ()),)
 
 
-@pytest.mark.parametrize("samples", [SAMPLES, SAMPLES[:1], (Sample("x", ((1, 1), (2,))),)], ids=["three", "one", "long"])
+@pytest.mark.parametrize(
+    "samples", [SAMPLES, SAMPLES[:1], (Sample("x", ((1, 1), (2,))),)], ids=["three", "one", "long"]
+)
 def test_single_pair_is_for_single_token_models_only(samples):
     rng = np.random.default_rng(5)
     n = len(contexts_of(samples))
@@ -191,8 +193,6 @@ def test_every_response_length_up_to_three_normalises():
     rng = np.random.default_rng(10)
     responses = tuple(itertools.product(range(V), repeat=3))
     sample = Sample("x", responses)
-    model = UnconstrainedFeatures.from_samples(
-        rng.normal(size=(V, d)), rng.normal(size=(1 + V + V * V, d)), [sample]
-    )
+    model = UnconstrainedFeatures.from_samples(rng.normal(size=(V, d)), rng.normal(size=(1 + V + V * V, d)), [sample])
     assert sum(math.exp(model.log_prob(y)) for y in responses) == pytest.approx(1.0, abs=1e-14)
     assert len({round(model.log_prob(y), 12) for y in responses}) == V**3

@@ -95,6 +95,15 @@ def test_theorems_1_and_2_as_monotonicity():
         assert base.sensitivity["|W_+|^2"] > 0
         assert base.sensitivity["|W_-|^2"] > 0
         assert base.sensitivity["|h|^2"] > 0
+        # The numbers themselves: each term is its sensitivity times its inner product.
+        W_plus, W_minus = m.W[w], m.W[l]
+        norms = base.sensitivity["|W_+|^2"] * W_plus @ W_plus + base.sensitivity["|W_-|^2"] * W_minus @ W_minus
+        assert norms == pytest.approx(base.terms["norms of W_+ and W_-"], rel=1e-12)
+        assert base.sensitivity["|h|^2"] * m.h @ m.h == pytest.approx(base.terms["hidden norm"], rel=1e-12)
+        other = log_prob_rate(m, loss, next(z for z in range(m.V) if z not in (w, l)))
+        assert other.sensitivity["|h|^2"] * m.h @ m.h == pytest.approx(other.terms["hidden norm"], rel=1e-12)
+        taller = log_prob_rate(with_gram_change(m, w, w, 0.01), loss).total
+        assert (taller - base.total) / 0.01 == pytest.approx(base.sensitivity["|W_+|^2"], rel=1e-9)
         e = 1e-3
         # <W_+, W_-> moves by e; |W_+|^2 by 1 and |W_-|^2 by e^2 as side effects, which their sensitivities undo.
         moved = log_prob_rate(with_gram_change(m, w, l, e), loss).total

@@ -30,7 +30,7 @@ class Check:
     detail: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LossReport:
     """The outcome of `check_loss`. Truthy if every check held; `raise_if_failed()` for scripts."""
 
@@ -52,6 +52,9 @@ class LossReport:
         """AssertionError that lists every failed check."""
         if not self.ok:
             raise AssertionError(str(self))
+
+    def __repr__(self) -> str:
+        return str(self)  # a notebook or a prompt shows the table
 
     def __str__(self) -> str:
         head = f"{self.loss}: {'all' if self.ok else len(self.failures)} of {len(self.checks)} checks "

@@ -44,9 +44,9 @@ _SPAN = 3.0  # growth of ln f over the first panel
 def _solve_panels(mean: Array, row: NDArray[np.intp], part: Array, steps: int = 8, block: int = 4096) -> Array:
     """z in [0, 1] with z * mean_row(z) = part, for rows of coefficients `mean`; NaN where Newton does not settle."""
     out = np.empty(len(row))
-    powers = np.arange(1.0, mean.shape[1] + 1)
+    powers, mean = np.arange(1.0, mean.shape[1] + 1), np.ascontiguousarray(mean.T)
     for i in range(0, len(row), block):  # blocks that stay in cache
-        coef, goal = mean[row[i : i + block]].T.copy(), part[i : i + block]
+        coef, goal = mean.take(row[i : i + block], axis=1), part[i : i + block]
         # First guess: an exponential with the slopes of both ends.
         bend = np.log(np.maximum(powers @ coef, 1e-300) / coef[0])
         bend = np.where(np.abs(bend) < 1e-3, 1e-3, bend)

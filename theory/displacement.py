@@ -37,23 +37,23 @@ class Gain:
     log_change: float  # nats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Displacement:
     """What happens to ln pi(y+) under the flow of one loss, from its start to its end.
 
-    status : "none" (never below its start), "transient" (below, and back at the end), "permanent" (below at the end),
-        "stationary" (nothing moves).
+    status : "none" (never below its start by more than rounding), "transient" (below, and back at the end),
+        "permanent" (below at the end), "stationary" (nothing moves).
     initial_rate, initial_curvature : d/dt ln pi(y+) in time t, and d^2/dtau^2 in loss-time, at the start.
     kappa, kappa_star : eta_h / eta_W of this flow, and the ratio above which ln pi(y+) falls at the start (inf: none
         does) if the loss raises the margin there. With a feature kernel the ratio is trace(Kf)/(d eta_W), and
         kappa_star scales the given kernel.
     r_max : max over other tokens of <2 W_z - W_+ - W_-, a>/|a|^2 (with a kernel Kf: in its inner product). At most 1:
-        no hidden vector and no ratio of rates displaces this pair at the start.
+        no hidden vector and no ratio of rates displaces this pair at the start (a loss that raises the margin).
     depth : lowest ln pi(y+) minus its start (nats, <= 0), reached at `trough`.
     largest_drop : largest fall of the probability pi(y+) from any time to any later one (the paper's statistic).
     final_change : ln pi(y+) at the end minus the start (nats; the paper's Definition 1).
     extrema : every interior peak and trough in order; `last_return` is where ln pi(y+) is back at its start for good.
-    lower_bound, upper_bound : bounds on the lowest ln pi(y+) from inner products alone.
+    lower_bound, upper_bound : bounds on the lowest ln pi(y+) from the largest log-odds of another token (E4).
     gainers_at_trough, gainers_at_end : tokens with the largest rise in probability, largest first.
     """
 
@@ -98,6 +98,9 @@ class Displacement:
             back = self.last_return
             rows.insert(8, ("back at its start", f"margin {back.margin:.6g}, ln t = {back.log_time:.6g}"))
         return rows
+
+    def __repr__(self) -> str:
+        return str(self)  # a notebook or a prompt shows the table
 
     def __str__(self) -> str:
         return "\n".join(f"{name:30} {value}" for name, value in self._rows())

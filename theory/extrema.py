@@ -1,6 +1,7 @@
 """Where ln pi(y+) turns along the path, and bounds on how low it gets (exact_solution E4)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ def trough_bounds(path: Path, sigma_end: float, ahead: float, stop: float, end_l
             continue
         around = sigma[max(i - 1, 0)], sigma[min(i + 1, len(sigma) - 1)]
         token = np.nonzero(others)[0][z]
-        peak = minimize_scalar(
+        peak: Any = minimize_scalar(
             lambda s, z=token: -_log_odds(path, ahead * s)[0, z], bounds=around, options={"xatol": 1e-9 * around[1]}
         )
         best = max(best, -float(peak.fun))

@@ -52,7 +52,8 @@ def feature_modes(lr_hidden: float | ArrayLike, d: int) -> tuple[Array, Array | 
 
 def log_softmax_(logits: Array, out: Array, scratch: Array) -> None:
     """ln softmax over the last axis into `out`; overwrites `logits` and as many numbers of `scratch`."""
-    top = logits.max(axis=-1, keepdims=True)
+    best = logits.argmax(axis=-1, keepdims=True)  # several times faster than max over a short axis
+    top = np.take_along_axis(logits, best, axis=-1)
     logits -= np.where(np.isfinite(top), top, 0.0)
     work = np.exp(logits, out=scratch[: logits.size].reshape(logits.shape))
     with np.errstate(divide="ignore"):

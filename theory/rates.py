@@ -24,7 +24,7 @@ from theory.path import RATE
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rate:
     """d/dt ln pi(response), in nats per unit of time, as a sum of named terms (each already times G and its rate).
 
@@ -42,6 +42,9 @@ class Rate:
 
     def to_dict(self) -> dict[str, Any]:
         return {"response": self.response, "total": self.total, "terms": self.terms, "sensitivity": self.sensitivity}
+
+    def __repr__(self) -> str:
+        return str(self)  # a notebook or a prompt shows the table
 
     def __str__(self) -> str:
         rows = "\n".join(f"  {name:28} {value:+.6g}" for name, value in self.terms.items())

@@ -1,7 +1,9 @@
 """No / Never / Yes: a geometry of words in which preferring `No` over `Never` makes `Yes` win.
 
-Every token is a few coordinates on interpretable directions, read off how the word is used. Nothing below is fitted to
-an outcome of training; the same geometry, rates and loss serve every part of the study.
+Every token is a few coordinates on interpretable directions, read off how the word is used; the same geometry, rates
+and loss serve every part of the study. The numbers are chosen, not measured: how much depends on them is what the noise
+study reports. The benign case (c) hangs on one small tilt, that a Yes inside a text affirms slightly more than the Yes
+that opens a turn (-1.07 against -1.0); without it r_max of Yes over No is exactly 1 and nothing is displaced there.
 """
 
 from dataclasses import asdict, dataclass

@@ -139,7 +139,7 @@ class Batch:
             return out
 
         y = _solve(velocity, np.concatenate([a0, h]), tol)
-        return _log_probs(np.asarray(y[:, d:] @ W.T, dtype=np.float64), (y[:, :d] * y[:, d:]).sum(1), p, m)
+        return _log_probs(y[:, d:] @ W.T, (y[:, :d] * y[:, d:]).sum(1), p, m)
 
     def one_dimensional(self, i: int, tol: float) -> Array:
         """(T, V) by solve_ivp on du/dt = G(u) K(u), in plain scalar arithmetic, and the algebraic path."""
@@ -184,7 +184,7 @@ def _solve(velocity: Callable[..., Any], start: Array, tol: float) -> Array:
     return solve_ivp(velocity, (0, TIMES[-1]), start, "DOP853", t_eval=TIMES, rtol=tol, atol=tol).y.T
 
 
-def _log_probs(logits: Array, u: Array, p: int, m: int) -> Array:
+def _log_probs(logits: Any, u: Array, p: int, m: int) -> Array:
     total = logits[:, p] + logits[:, m]
     logits[:, p], logits[:, m] = (total + u) / 2, (total - u) / 2
     return log_softmax(logits, axis=1)

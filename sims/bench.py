@@ -331,18 +331,20 @@ def _sparse_step(W: NDArray[np.float32], h: NDArray[np.float32], steps: int = 20
     return out[0], out[1]
 
 
+# VmHWM, not ru_maxrss: a new process inherits the latter from its parent.
 _PEAK = """
-import resource
+def status(key):
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return 1024 * int(lines[key].split()[0])
 from sims.bench import large_model, BETA
 from theory import ExactFlow, UnconstrainedFeatures
 from theory.losses import get
 import numpy as np
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+before = status("VmRSS")
 W, h = large_model({V}, {d})
 flow = ExactFlow(UnconstrainedFeatures.single_token(W, h, 3, 5), get("dpo", beta=BETA))
 flow.pair_log_probs(np.linspace(0.0, 100.0, 100))
-print((peak() - before) / W.nbytes)
+print((status("VmHWM") - before) / W.nbytes)
 """
 
 

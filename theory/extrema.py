@@ -117,7 +117,8 @@ def trough_bounds(path: Path, sigma_end: float, ahead: float, stop: float, end_l
     odds = np.concatenate([_log_odds(path, ahead * s)[:, others] for s in np.array_split(sigma, 16) if s.size])
     best = odds.max()
     for i, z in zip(*np.nonzero(odds >= best - 1.0), strict=True):  # sharpen the grid's maxima, one token at a time
-        if odds[i, z] < odds[max(i - 1, 0) : i + 2, z].max():
+        near = odds[max(i - 1, 0) : i + 2, z]
+        if odds[i, z] < near.max() or np.ptp(near) < 1e-12:  # not a maximum, or flat (a tie with y+)
             continue
         around = sigma[max(i - 1, 0)], sigma[min(i + 1, len(sigma) - 1)]
         token = np.nonzero(others)[0][z]

@@ -160,7 +160,7 @@ class Batch:
 
     def torchdiffeq(self, tol: float, method: str) -> Array:
         """(B, T, V) by torchdiffeq on all parameters of all models stacked."""
-        import torchdiffeq
+        import torchdiffeq  # pyright: ignore[reportMissingImports]
 
         W, h = torch.tensor(self.W), torch.tensor(self.h)
         row = torch.arange(len(W))
@@ -227,7 +227,7 @@ def _loosest(run: Callable[[float], Array], truth: Array) -> tuple[float, float]
 
 def _torchdiffeq_rows(batch: Batch, exact: Array, ours: float, section: str) -> list[Row]:
     try:
-        import torchdiffeq  # noqa: F401
+        import torchdiffeq  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         note = "not installed: pip install 'likelihood-displacement[bench]'"
         return [Row(section, "torchdiffeq, all parameters, batched", math.nan, math.nan, None, note)]

@@ -91,8 +91,8 @@ class ExactDescent:
         out = np.empty((2, self.steps + 1, len(k)))
         out[:, 0] = C, S
         lookahead = self.momentum if self.method == "nesterov" else 0.0
+        u = float(u0.sum())
         for i in range(1, self.steps + 1):
-            u = float(((C**2 + w2 * S**2) * u0 + C * S * K0).sum())
             G = float(self.form.slope(u))
             v_C, v_S = self.momentum * v_C + G * C, self.momentum * v_S + G * S
             if lookahead:
@@ -100,7 +100,8 @@ class ExactDescent:
             else:
                 push_C, push_S = v_C, v_S
             C, S = C + self.step * w2 * push_S, S + self.step * push_C
-            if not (np.isfinite(C).all() and np.isfinite(S).all()):
+            u = float(((C**2 + w2 * S**2) * u0 + C * S * K0).sum())
+            if not (np.isfinite(C).all() and np.isfinite(S).all() and np.isfinite(u)):
                 raise SolverError(
                     f"{self.method} diverges: parameters leave float range at step {i} (step={self.step:g})"
                 )

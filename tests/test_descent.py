@@ -4,12 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax
 
-import oracles
-import strategies
-from strategies import MARGIN, single
 from theory import ExactDescent, ExactFlow, SolverError, UnconstrainedFeatures
 from theory.descent import sign_positions
-from theory.losses import Pair, get
+from theory.losses import get
 
 
 def random_model(seed: int, V: int = 5, d: int = 3, scale: float = 1.0) -> UnconstrainedFeatures:
@@ -151,125 +148,3 @@ def test_sign_descent_past_a_minimiser_turns_back():
     target = loss.minimiser(float(m.h @ (m.W[0] - m.W[1])))
     assert np.abs(u[-50:] - target).max() < 2.0
     assert (np.diff(np.sign(u[-50:] - target)) != 0).any()
-
-
-# ---- every loss
-
-
-METHODS = {"gradient": 0.0, "heavy_ball": 0.8, "nesterov": 0.8}
-A = np.array([[1.0, 0.5, 0.0], [0.2, -0.4, 0.1], [0.0, 0.3, 0.9]])
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("loss", MARGIN, ids=repr)
-def test_every_loss_against_a_loop_with_slopes_by_hand(loss, method):
-    """All parameters, gradients and slopes written out in the tests; numbers as rates, then a kernel."""
-    mu, step, steps = METHODS[method], 0.02, 60
-    for seed, (eta_W, kernel) in enumerate([(0.7, 1.3 * np.eye(3)), (0.7, A @ A.T), (0.0, np.outer(A[0], A[0]))]):
-        m = strategies.random_model(np.random.default_rng(seed), 4, 3, 0.8, u_ref=0.3)
-        slope = oracles.slope_of(loss, 0.3)
-        W, h = m.W.copy(), m.h.copy()
-        v_W, v_h = np.zeros_like(W), np.zeros_like(h)
-        loop = [oracles.log_probs(W, h)]
-        for _ in range(steps):
-            G, (dW, dh) = slope(oracles.margin(W, h, 0, 1)), oracles.gradient(W, h, 0, 1)
-            v_W, v_h = mu * v_W + G * dW, mu * v_h + G * dh
-            move_W, move_h = (G * dW + mu * v_W, G * dh + mu * v_h) if method == "nesterov" else (v_W, v_h)
-            W, h = W + step * eta_W * move_W, h + step * kernel @ move_h
-            loop.append(oracles.log_probs(W, h))
-        rate = 1.3 if seed == 0 else kernel
-        exact = ExactDescent(m, loss, step, steps, method, mu, eta_W, rate)  # type: ignore[arg-type]
-        np.testing.assert_allclose(exact.log_probs(), loop, rtol=0, atol=1e-11)
-        assert np.abs(loop[-1] - loop[0]).max() > 1e-2
-        np.testing.assert_array_equal(exact.log_probs([7, 3]), exact.log_probs()[[7, 3]])
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("loss", MARGIN, ids=repr)
-def test_every_loss_against_torch(loss, method):
-    """torch.optim.SGD on W and h, with autograd through the softmax and the loss value."""
-    import torch
-
-    m = strategies.random_model(np.random.default_rng(8), 5, 3, 0.6, u_ref=-0.5)
-    W, h = (torch.tensor(x, requires_grad=True) for x in (m.W, m.h))
-    groups = [{"params": [W], "lr": 0.02 * 0.8}, {"params": [h], "lr": 0.02 * 1.5}]
-    optimizer = torch.optim.SGD(groups, lr=0.02, momentum=METHODS[method], nesterov=method == "nesterov")
-    seen = []
-    for _ in range(40):
-        optimizer.zero_grad()
-        log_p = torch.log_softmax(W @ h, dim=0)
-        seen.append(log_p.detach().numpy().copy())
-        loss.torch_value(Pair(log_p[0], log_p[1], *m.samples[0].reference)).backward()  # type: ignore[misc]
-        optimizer.step()
-    exact = ExactDescent(m, loss, 0.02, 39, method, METHODS[method], 0.8, 1.5).log_probs()  # type: ignore[arg-type]
-    np.testing.assert_allclose(exact, seen, rtol=0, atol=1e-10)
-    assert np.abs(seen[-1] - seen[0]).max() > 1e-2
-
-
-@pytest.mark.parametrize("loss", MARGIN, ids=repr)
-def test_every_loss_by_sign_descent(loss):
-    """Dyadic numbers, so that landing on zero is exact in the loop and in the closed form alike; every sign pattern."""
-    rng = np.random.default_rng(9)
-    stopped = 0
-    for eta_W, eta_h in [(1.0, 1.0), (0.5, 1.0), (1.0, 0.0), (0.0, 0.5)]:
-        W, h = rng.integers(-6, 7, size=(4, 5)) / 8.0, rng.integers(-4, 5, size=5) / 8.0
-        m = single(W, h, u_ref=-0.25)
-        step, slope = 0.0625, oracles.slope_of(loss, -0.25)
-        run = ExactDescent(m, loss, step, 60, "sign", lr_unembedding=eta_W, lr_hidden=eta_h)
-        W, h, expected = W.copy(), h.copy(), []
-        for _ in range(61):
-            expected.append(oracles.log_probs(W, h))
-            g, a = np.sign(slope(oracles.margin(W, h, 0, 1))), W[0] - W[1]
-            move = step * eta_W * g * np.sign(h)
-            W[0], W[1], h = W[0] + move, W[1] - move, h + step * eta_h * g * np.sign(a)
-            stopped += g <= 0
-        np.testing.assert_allclose(run.log_probs(), expected, rtol=0, atol=1e-12)
-        assert np.ptp(expected, axis=0).max() > 0.01
-    # The losses with a minimiser do reach it: their slope is then no longer positive, and the closed form gives way.
-    assert (stopped > 0) == (loss.minimiser(0.0) is not None)
-
-
-def test_torch_sees_a_wrong_momentum_or_rate():
-    m = strategies.random_model(np.random.default_rng(8), 5, 3)
-    right = ExactDescent(m, get("dpo"), 0.03, 40, "nesterov", 0.8).log_probs()
-    for other in (
-        ExactDescent(m, get("dpo"), 0.03, 40, "heavy_ball", 0.8),
-        ExactDescent(m, get("dpo"), 0.03, 40, "nesterov", 0.801),
-        ExactDescent(m, get("dpo"), 0.03, 40, "nesterov", 0.8, 1.0, 1.001),
-    ):
-        assert np.abs(other.log_probs() - right).max() > 1e-7
-
-
-def test_a_large_step_diverges_loudly_or_stays_finite():
-    """Steps over twelve decades: a SolverError that names the step, or numbers; never NaN, inf or a warning."""
-    rng = np.random.default_rng(10)
-    outcomes = {"finite": 0, "error": 0}
-    for _ in range(250):
-        loss = MARGIN[rng.integers(len(MARGIN))]
-        method = ["gradient", "heavy_ball", "nesterov", "sign"][rng.integers(4)]
-        m = strategies.random_model(rng, 4, 3, 10 ** rng.uniform(-2, 2), float(rng.normal() * 50))
-        step, kernel = 10 ** rng.uniform(-4, 8), 1.0 if method == "sign" or rng.random() < 0.7 else np.diag([0, 1.0, 3])
-        try:
-            run = ExactDescent(m, loss, step, 200, method, METHODS.get(method, 0.0), 1.0, kernel)  # type: ignore[arg-type]
-            assert np.isfinite(run.margin()).all()
-            assert np.isfinite(run.log_probs()).all()
-            outcomes["finite"] += 1
-        except SolverError as error:
-            assert f"{method} diverges" in str(error)
-            assert f"step={step:g}" in str(error)
-            outcomes["error"] += 1
-    assert min(outcomes.values()) > 20, outcomes
-
-
-@pytest.mark.parametrize("loss", [loss for loss in MARGIN if loss.claims.differentiable], ids=repr)
-def test_every_smooth_loss_converges_to_the_flow_at_order_one(loss):
-    m = strategies.random_model(np.random.default_rng(11), 4, 3, 0.8, u_ref=0.3)
-    T = 0.8
-    flow = ExactFlow(m, loss, 0.6, 1.2).log_probs([T])[0]
-    n = np.array([200, 400, 800])
-    errors = [
-        np.abs(ExactDescent(m, loss, T / k, int(k), lr_unembedding=0.6, lr_hidden=1.2).log_probs([k])[0] - flow).max()
-        for k in n
-    ]
-    assert -np.polyfit(np.log(n), np.log(errors), 1)[0] == pytest.approx(1.0, abs=0.05)
-    assert errors[-1] > 1e-9  # not at the floor of rounding, where no order shows

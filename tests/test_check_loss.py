@@ -128,6 +128,48 @@ class Raises(Wrong):
         return ops.logsigmoid(self.beta * y.m)
 
 
+@dataclass(frozen=True)
+class LogSlopeUnderflows(SlopeTwiceTooLarge):
+    """Right wherever float64 can see the slope, and -inf where it cannot."""
+
+    def closed_slope(self, ops, y):
+        return self.beta * ops.sigmoid(-self.beta * y.m)
+
+    def closed_log_slope(self, ops, y):
+        return ops.log(self.beta * ops.sigmoid(-self.beta * y.m))
+
+
+@dataclass(frozen=True)
+class LogSlopeOfAnother(LogSlopeUnderflows):
+    def closed_log_slope(self, ops, y):
+        return ops.log(self.beta) + 2 * ops.log_sigmoid(-self.beta * y.m)
+
+
+@dataclass(frozen=True)
+class NoName(Wrong):
+    name = ""
+
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.beta * y.m)
+
+
+@dataclass(frozen=True)
+class ParameterWithoutDomain(Wrong):
+    weight: float = 1.0
+
+    def formula(self, ops, y):
+        return -self.weight * ops.log_sigmoid(self.beta * y.m)
+
+
+@dataclass
+class NotFrozen(MarginLoss):
+    name = "not_frozen"
+    reference = "planted"
+
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(0.5 * y.m)
+
+
 PLANTED = {
     NotDecreasing: ("decreasing", "the slope points up"),
     NotConvex: ("convex", "the loss is concave"),
@@ -144,6 +186,11 @@ PLANTED = {
     DeniesTooMuch: ("convex", "no counter-example was found"),
     NegativeSomewhere: ("non-negative", "l < 0"),
     Raises: ("values", "AttributeError"),
+    LogSlopeUnderflows: ("ln|G| far out agrees with many digits", "-inf, by many digits"),
+    LogSlopeOfAnother: ("closed_log_slope is ln|closed_slope|", "worst"),
+    NoName: ("name", "set the class attribute `name`"),
+    ParameterWithoutDomain: ("parameters have domains", "no domain: weight"),
+    NotFrozen: ("frozen dataclass", "decorate the class with @dataclass(frozen=True)"),
 }
 
 

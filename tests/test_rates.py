@@ -1,6 +1,7 @@
 """Theorems 4 and 5 term by term: against autodiff, against finite differences along the flow, and in their signs."""
 
 import numpy as np
+import oracles
 import pytest
 from scipy.special import softmax
 
@@ -156,3 +157,60 @@ def test_sequences_are_refused_by_name():
     m = UnconstrainedFeatures.from_samples(np.eye(3), np.ones((2, 3)), (Sample("p", ((0, 1), (2,))),))
     with pytest.raises(ValueError, match="one sample with two single-token responses"):
         log_prob_rate(m, LOSSES[0])
+
+
+def test_the_terms_of_other_tokens_are_theorem_5_as_printed():
+    """<W_z, W_+ - W_-> + (pi- - pi+)|h|^2 - sum over every token; for y- itself its own row moves as well."""
+    for seed in range(4):
+        m, loss = random_model(seed), LOSSES[1]
+        W, h, (w, l) = m.W, m.h, m.single_pair
+        p, a = softmax(W @ h), W[w] - W[l]
+        G = float(oracles.slope_of(loss, m.samples[0].reference_margin)(a @ h))
+        for z in set(range(m.V)) - {w}:
+            printed = {
+                "alignment with W_+ - W_-": 1.7 * W[z] @ a,
+                "mean alignment": -1.7 * sum(p[v] * W[v] @ a for v in range(m.V)),
+                "hidden norm": 0.6 * (p[l] - p[w] - (z == l)) * h @ h,
+            }
+            seen = log_prob_rate(m, loss, z, lr_unembedding=0.6, lr_hidden=1.7).terms
+            assert seen.keys() == printed.keys()
+            for name, value in printed.items():
+                assert seen[name] == pytest.approx(G * value, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("rates", [(1.0, 1.0), (0.3, 2.0), (0.0, 1.0), (1.0, 0.0)])
+def test_against_integrated_parameters(rates):
+    """The derivative at 0 of a run of scipy on W and h, for every token."""
+    m, loss, e = random_model(4), LOSSES[0], 1e-4
+    slope = oracles.slope_of(loss, m.samples[0].reference_margin)
+    run = oracles.integrated_log_probs(m.W, m.h, *m.single_pair, slope, np.array([0.0, e, 2 * e]), *rates)
+    for z in range(m.V):
+        rate = log_prob_rate(m, loss, z, lr_unembedding=rates[0], lr_hidden=rates[1]).total
+        assert rate == pytest.approx((4 * run[1, z] - 3 * run[0, z] - run[2, z]) / (2 * e), rel=1e-5, abs=1e-7)
+        assert abs(rate) > 1e-6
+
+
+def test_sensitivities_to_norms_by_a_change_of_geometry():
+    """|W_+|^2, |W_-|^2 and |h|^2 are lengthened along a direction of their own: every logit and other product stays."""
+    e = 1e-2
+    for seed in range(4):
+        m, loss = random_model(seed), LOSSES[0]
+        w, l = m.single_pair
+        base = log_prob_rate(m, loss, lr_unembedding=0.6, lr_hidden=1.7)
+        for name, row in (("|W_+|^2", w), ("|W_-|^2", l)):
+            longer = log_prob_rate(with_gram_change(m, row, row, e), loss, lr_unembedding=0.6, lr_hidden=1.7)
+            assert (longer.total - base.total) / e == pytest.approx(base.sensitivity[name], rel=1e-9)
+        W = np.concatenate([m.W, np.zeros((m.V, 1))], axis=1)
+        longer_h = UnconstrainedFeatures.single_token(W, np.append(m.h, np.sqrt(e)), w, l)
+        for z in range(m.V):
+            before, after = (log_prob_rate(x, loss, z, lr_unembedding=0.6, lr_hidden=1.7) for x in (m, longer_h))
+            assert (after.total - before.total) / e == pytest.approx(before.sensitivity["|h|^2"], rel=1e-9)
+
+
+def test_a_rate_at_the_minimiser_is_zero_and_beyond_it_changes_sign():
+    for gap, sign in ((-0.5, 1), (0.0, 0), (0.5, -1)):
+        # u = 2 exactly, IPO's minimiser at u_ref + 1/(2 tau) = 2 - gap
+        W, h = np.array([[1.0, 0.5], [-1.0, 0.5], [0.3, 0.2]]), np.array([1.0, 0.7])
+        m = UnconstrainedFeatures.single_token(W, h, 0, 1, reference=(1.0 - gap, 0.0))
+        rate = log_prob_rate(m, get("ipo", tau=0.5))
+        assert np.sign(rate.total) == sign

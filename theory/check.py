@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from theory.losses import Loss, MarginForm, MarginLoss, Pair
+from theory.losses._base import slope_mpmath
 from theory.model import Sample
 
 Array = NDArray[np.float64]
@@ -177,6 +178,16 @@ def _slopes(loss: MarginLoss) -> Iterator[Check]:
         yield Check("closed_log_slope is ln|closed_slope|", max(gaps) < 1e-10, f"worst {max(gaps):.1e}")
     finite = [np.isnan(form.log_slope(_FAR)).any() or (form.log_slope(_FAR) == np.inf).any() for form in _forms(loss)]
     yield Check("ln|G| is never NaN or inf up to margins of 1e4", not any(finite), "")
+    worst, place = 0.0, ""
+    for form in _forms(loss):
+        for u in _off_kinks(form, _FAR):
+            exact = slope_mpmath(loss, float(u), form.u_ref)
+            target = float(mpmath.log(abs(exact))) if exact else -np.inf
+            seen = float(form.log_slope(u))
+            gap = 0.0 if seen == target else abs(seen - target) / (1 + abs(target)) if np.isfinite(target) else np.inf
+            if not gap <= worst:
+                worst, place = gap, f"u = {u:g}, u_ref = {form.u_ref:g}: {seen:g}, by many digits {target:g}"
+    yield Check("ln|G| far out agrees with many digits", worst < 1e-9, f"worst {worst:.1e} ({place or 'everywhere'})")
 
 
 def _at(loss: MarginLoss, u: Any, u_ref: float) -> Any:

@@ -220,6 +220,26 @@ def test_times_far_from_the_reference(name, beta, u_ref, regime):
         assert got == pytest.approx(exact, rel=1e-12, abs=1e-11 + 8 * rounding(flow, u)), u
 
 
+@pytest.mark.parametrize("u_ref", [-300.0, 0.0, 1e4])
+@pytest.mark.parametrize("beta", [1e-3, 0.5, 20.0, 1e3])
+@pytest.mark.parametrize("name", ["dpo", "gpo_exponential", "gpo_savage", "cdpo"])
+def test_margins_at_times_on_both_sides_of_a_collapse(name, beta, u_ref):
+    """The inverse of the clock: margins at times chosen around the reference, each timed again by the integral."""
+    flow = ExactFlow(random_model(np.random.default_rng(51), 4, 3, u_ref=u_ref), get(name, beta=beta))
+    around = np.concatenate(
+        [u_ref + np.linspace(-3, 3, 7) / beta, flow.start_margin + flow.direction * np.geomspace(1e-6, 2e4, 9)]
+    )
+    ahead = (flow.direction * (around - flow.start_margin) > 0) & (flow.direction * (flow.stop_margin - around) > 0)
+    log_times = np.sort(flow.log_time_at_margin(around[ahead]))
+    compared = 0
+    for log_t, u in zip(log_times, flow.margin(log_times=log_times), strict=True):
+        if abs(u - flow.start_margin) > 1e-9 and abs(u - flow.stop_margin) > 1e-6:
+            exact = log_time_gauss(flow, float(u))
+            assert log_t == pytest.approx(exact, rel=1e-12, abs=1e-9 + 20 * rounding(flow, float(u)))
+            compared += 1
+    assert compared >= 3
+
+
 # ---- the same clock with its closed forms and without
 
 

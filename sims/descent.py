@@ -1,19 +1,22 @@
 """Discrete training with torch optimisers, by automatic differentiation of the loss value."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from sims.objective import Objective, stacked
+from sims.objective import Objective, pick_device, stacked
 from sims.trajectory import Trajectory
 from theory._check import POSITIVE, SolverError, check_count, check_number, unknown
 from theory.losses import Interval, Loss
 from theory.model import UnconstrainedFeatures
 
+Array = NDArray[np.float64]
 _RATE = Interval(low=0.0, open_low=False)
 Factory = Callable[[Iterable[dict[str, Any]]], torch.optim.Optimizer]
 
@@ -84,29 +87,67 @@ def gradient_descent(
 
     Raises ValueError for bad arguments and SolverError if the loss or a parameter leaves float range.
     """
+    keep = {"every": every, "progress": progress, "device": "cpu"}
+    return gradient_descent_batch([model], loss, optimizer, steps, lr_unembedding, lr_hidden, **keep)[0]
+
+
+def gradient_descent_batch(
+    models: Sequence[UnconstrainedFeatures],
+    loss: Loss,
+    optimizer: Optimizer | Factory,
+    steps: int,
+    lr_unembedding: float = 1.0,
+    lr_hidden: float = 1.0,
+    *,
+    every: int = 1,
+    progress: bool = False,
+    device: str | None = None,
+) -> list[Trajectory]:
+    """`gradient_descent` of many independent models of one shape at once; the optimiser must work entry by entry.
+
+    device : as torch names it; default a GPU if there is one, else the CPU.
+    """
+    if not models:
+        raise ValueError("models must not be empty")
+    keep = {"every": every, "progress": progress, "device": device}
+    start = Objective.of(models, loss), *stacked(models)
+    times, W, H = train(*start, optimizer, steps, lr_unembedding, lr_hidden, **keep)
+    label = optimizer.name if isinstance(optimizer, Optimizer) else getattr(optimizer, "__name__", "optimizer")
+    return [Trajectory(m, times, W[:, i], H[:, i], label) for i, m in enumerate(models)]
+
+
+def train(
+    objective: Objective,
+    W0: Tensor,
+    H0: Tensor,
+    optimizer: Optimizer | Factory,
+    steps: int,
+    lr_unembedding: float,
+    lr_hidden: float,
+    *,
+    every: int = 1,
+    progress: bool = False,
+    device: str | None = None,
+) -> tuple[Array, Array, Array]:
+    """Steps (T,), W (T, B, V, d), H (T, B, n, d) of B stacked models in training (see `gradient_descent`)."""
     steps, every = check_count(steps, "steps", low=0), check_count(every, "every")
     rates = check_number(lr_unembedding, "lr_unembedding", _RATE), check_number(lr_hidden, "lr_hidden", _RATE)
-    objective = Objective.of([model], loss)
-    W, H = (x.requires_grad_() for x in stacked([model]))
+    place = pick_device(device)
+    objective = objective.to(place)
+    W, H = (x.detach().clone().to(place).requires_grad_() for x in (W0, H0))
     groups = [{"params": [p], "rate": r} for p, r in zip((W, H), rates, strict=True)]
     build = optimizer.build if isinstance(optimizer, Optimizer) else optimizer
     opt = build(groups)
-    kept, times = [(W.detach().clone(), H.detach().clone())], [0]
+    kept, times = [(W.detach().cpu().clone(), H.detach().cpu().clone())], [0]
     for i in tqdm(range(1, steps + 1), disable=not progress, desc=type(opt).__name__):
         opt.zero_grad(set_to_none=True)
         value = objective(W, H).sum()
         value.backward()
         opt.step()
         if not (torch.isfinite(value) and torch.isfinite(W).all() and torch.isfinite(H).all()):
-            raise SolverError(f"training with {optimizer!r} on {loss!r} left float range at step {i}")
+            raise SolverError(f"training with {optimizer!r} on {objective.loss!r} left float range at step {i}")
         if i % every == 0 or i == steps:
-            kept.append((W.detach().clone(), H.detach().clone()))
+            kept.append((W.detach().cpu().clone(), H.detach().cpu().clone()))
             times.append(i)
-    label = optimizer.name if isinstance(optimizer, Optimizer) else type(opt).__name__
-    return Trajectory(
-        model,
-        np.array(times, dtype=np.float64),
-        torch.cat([w for w, _ in kept]).numpy(),
-        torch.cat([h for _, h in kept]).numpy(),
-        label,
-    )
+    W_kept, H_kept = (torch.stack(x).numpy() for x in zip(*kept, strict=True))
+    return np.array(times, dtype=np.float64), W_kept, H_kept

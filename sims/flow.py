@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import solve_ivp
 from tqdm.auto import tqdm
 
-from sims.objective import Objective, stacked
+from sims.objective import Objective, pick_device, stacked
 from sims.trajectory import Trajectory
 from theory._check import SolverError, check_number, check_times
 from theory.losses import Interval, Loss
 from theory.model import UnconstrainedFeatures
 
+Array = NDArray[np.float64]
 _RATE = Interval(low=0.0, open_low=False)
 
 
@@ -42,9 +43,8 @@ def gradient_flow(
     ValueError : bad times, rates or loss.
     SolverError : the integration fails or leaves float range; never a shortened trajectory.
     """
-    return gradient_flow_batch(
-        [model], loss, times, lr_unembedding, lr_hidden, rtol=rtol, atol=atol, method=method, progress=progress
-    )[0]
+    solver = {"rtol": rtol, "atol": atol, "method": method, "progress": progress}
+    return gradient_flow_batch([model], loss, times, lr_unembedding, lr_hidden, device="cpu", **solver)[0]
 
 
 def gradient_flow_batch(
@@ -58,29 +58,53 @@ def gradient_flow_batch(
     atol: float = 1e-12,
     method: str = "DOP853",
     progress: bool = False,
+    device: str | None = None,
 ) -> list[Trajectory]:
-    """`gradient_flow` of many independent models of one shape, integrated together with common time steps."""
+    """`gradient_flow` of many independent models of one shape, integrated together with common time steps.
+
+    device : where gradients are computed, as torch names it; default a GPU if there is one, else the CPU.
+    """
+    if not models:
+        raise ValueError("models must not be empty")
+    objective = Objective.of(models, loss)
+    solver = {"rtol": rtol, "atol": atol, "method": method, "progress": progress, "device": device}
+    grid, W, H = integrate(objective, *stacked(models), times, lr_unembedding, lr_hidden, **solver)
+    return [Trajectory(m, grid, W[:, i], H[:, i], "gradient flow") for i, m in enumerate(models)]
+
+
+def integrate(
+    objective: Objective,
+    W0: torch.Tensor,
+    H0: torch.Tensor,
+    times: ArrayLike,
+    lr_unembedding: float,
+    lr_hidden: float,
+    *,
+    rtol: float = 1e-11,
+    atol: float = 1e-12,
+    method: str = "DOP853",
+    progress: bool = False,
+    device: str | None = None,
+) -> tuple[Array, Array, Array]:
+    """times (T,), W (T, B, V, d), H (T, B, n, d) of the flow of B stacked models (see `gradient_flow`)."""
     grid = check_times(times)
     if not np.isfinite(grid).all():
         raise ValueError(f"times must be finite, got {grid[-1]}")
     eta_W = check_number(lr_unembedding, "lr_unembedding", _RATE)
     eta_h = check_number(lr_hidden, "lr_hidden", _RATE)
-    if not models:
-        raise ValueError("models must not be empty")
-    objective = Objective.of(models, loss)
-    W0, H0 = stacked(models)
-    size_W = W0.numel()
+    place, size_W = pick_device(device), W0.numel()
+    objective = objective.to(place)
 
     with tqdm(total=float(grid[-1]), disable=not progress, desc="gradient flow", unit="t") as bar:
 
         def velocity(t: float, state: Any) -> Any:
-            x = torch.from_numpy(np.ascontiguousarray(state))
+            x = torch.from_numpy(np.ascontiguousarray(state)).to(place)
             W = x[:size_W].view_as(W0).requires_grad_()
             H = x[size_W:].view_as(H0).requires_grad_()
             grad_W, grad_H = torch.autograd.grad(objective(W, H).sum(), (W, H))
             if progress and t > bar.n:
                 bar.update(t - bar.n)
-            return torch.cat([-eta_W * grad_W.reshape(-1), -eta_h * grad_H.reshape(-1)]).numpy()
+            return torch.cat([-eta_W * grad_W.reshape(-1), -eta_h * grad_H.reshape(-1)]).cpu().numpy()
 
         state = torch.cat([W0.reshape(-1), H0.reshape(-1)]).numpy()
         states, now = [], 0.0
@@ -89,10 +113,10 @@ def gradient_flow_batch(
             if t > now:
                 run = solve_ivp(velocity, (now, t), state, method, t_eval=[t], rtol=rtol, atol=atol)
                 if not run.success or run.y.shape[1] != 1 or not np.isfinite(run.y).all():
-                    raise SolverError(f"gradient flow of {loss!r} failed before t = {t:g}: {run.message}")
+                    raise SolverError(f"gradient flow of {objective.loss!r} failed before t = {t:g}: {run.message}")
                 state, now = run.y[:, 0], float(t)
             states.append(state)
     states = np.stack(states)  # (T, size)
     W = states[:, :size_W].reshape(len(grid), *W0.shape)
     H = states[:, size_W:].reshape(len(grid), *H0.shape)
-    return [Trajectory(m, grid, W[:, i], H[:, i], "gradient flow") for i, m in enumerate(models)]
+    return grid, W, H

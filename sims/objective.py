@@ -14,6 +14,7 @@ from torch import Tensor
 
 from theory.losses import Loss, Pair
 from theory.model import Context, UnconstrainedFeatures
+from theory.problem import Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +48,19 @@ class Objective:
         references = np.array([[s.reference[:2] for s in m.samples] for m in models])  # type: ignore[index]
         return cls(loss, tuple(pairs), torch.tensor(references[..., 0]), torch.tensor(references[..., 1]))
 
+    @classmethod
+    def of_problem(cls, problem: Problem) -> "Objective":
+        """The objective of a batch of models already brought into one shape."""
+        return cls(problem.loss, problem.pairs, *(torch.tensor(problem.references[..., i]) for i in (0, 1)))
+
+    def to(self, device: torch.device) -> "Objective":
+        """The same objective with its references on a device."""
+        return Objective(self.loss, self.pairs, self.a_ref.to(device), self.b_ref.to(device))
+
     def __call__(self, W: Tensor, H: Tensor) -> Tensor:
         """(B,) objective at W (B, V, d), H (B, n, d)."""
         log_pi = torch.log_softmax(H @ W.transpose(1, 2), dim=-1)  # (B, n, V)
-        total = torch.zeros(len(W), dtype=W.dtype)
+        total = W.new_zeros(len(W))
         for i, ((rows_w, y_w), (rows_l, y_l)) in enumerate(self.pairs):
             a = log_pi[:, rows_w, y_w].sum(-1)
             b = log_pi[:, rows_l, y_l].sum(-1)
@@ -69,3 +79,14 @@ def stacked(models: Sequence[UnconstrainedFeatures]) -> tuple[Tensor, Tensor]:
         torch.tensor(np.stack([m.W for m in models]), dtype=torch.float64),
         torch.tensor(np.stack([m.H for m in models]), dtype=torch.float64),
     )
+
+
+def pick_device(device: str | None) -> torch.device:
+    """A torch device by name; default a GPU if there is one, else the CPU."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be one that torch has here, got {device!r} ({error})") from None

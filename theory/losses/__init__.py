@@ -11,17 +11,20 @@ from typing import Any
 
 from theory._check import POSITIVE, REAL, Interval, unknown
 from theory.losses._base import Claims, Loss, MarginForm, MarginLoss, Pair, parameter
+from theory.losses._combine import SFT, Weighted
 
 __all__ = [
     "LOSSES",
     "POSITIVE",
     "REAL",
+    "SFT",
     "Claims",
     "Interval",
     "Loss",
     "MarginForm",
     "MarginLoss",
     "Pair",
+    "Weighted",
     "get",
     "parameter",
 ]

@@ -1,0 +1,299 @@
+"""A preference problem: models of one shape, a loss and learning rates, and gradients of log-probabilities in it.
+
+The one implementation of inner products of log-probability gradients, shared prefixes included. With
+`E_{v,k} = e_{v_k} - pi(. | x, v_<k)`, for any responses v (to x) and w (to x~) of the unconstrained-features model
+
+    <grad ln pi(v|x), grad ln pi(w|x~)> = eta_W sum_{k,l} <E_{v,k}, E_{w,l}> <h_{x,v<k}, h_{x~,w<l}>
+                                        + eta_h sum_{(k,l): same context} <W^T E_{v,k}, W^T E_{w,l}>
+
+in the metric of the learning rates. Theorems 4 to 9 and Propositions 1 and 2 of Razin et al. (arXiv 2410.08847) split it
+into named terms. Everything works on a batch of B models that share vocabulary, contexts and responses.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from theory._check import FloatArray, check_number
+from theory.losses import Interval, Loss, MarginForm, MarginLoss, Pair
+from theory.model import Context, Response, Sample, UnconstrainedFeatures, _as_response, inner_products
+
+Array = NDArray[np.float64]
+RATE = Interval(low=0.0, open_low=False)
+_BLOCK = 4096  # rows of a large W widened to float64 at a time
+
+
+class Positions(NamedTuple):
+    """A response as the contexts it is predicted from (rows of H) and the tokens predicted."""
+
+    rows: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+class Overlap(NamedTuple):
+    """The parts of <grad ln pi(v), grad ln pi(w)>, one entry per pair of positions, (B, |v|, |w|) each.
+
+    alpha : <E_{v,k}, E_{w,l}>, in [-2, 2] (alpha and beta of Theorems 3, 6 and 7).
+    hidden : <h_{x,v<k}, h_{x~,w<l}>.
+    unembedding : <W^T E_{v,k}, W^T E_{w,l}> where the contexts are one and the same, else 0.
+    """
+
+    alpha: Array
+    hidden: Array
+    unembedding: Array
+
+    def through_W(self, eta_W: float) -> Array:
+        """(B,) the part that comes from moving W."""
+        return eta_W * np.einsum("bkl,bkl->b", self.alpha, self.hidden)
+
+    def through_h(self, eta_h: float) -> Array:
+        """(B,) the part that comes from moving hidden vectors."""
+        return eta_h * self.unembedding.sum((1, 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """B models of one shape with a loss and learning rates. The objective is the mean of the loss over the samples.
+
+    W (B, V, d), H (B, n, d); references (B, S, 2): ln pi_ref of y+ and y- of each sample; `contexts` names the rows of
+    H. `probe`: a (prompt, response) whose contexts are in the model, trained or not, for theorems about other responses.
+    """
+
+    W: FloatArray
+    H: FloatArray
+    samples: tuple[Sample, ...]
+    contexts: tuple[Context, ...]
+    references: Array
+    loss: Loss
+    lr_unembedding: float = 1.0
+    lr_hidden: float = 1.0
+    probe: tuple[Hashable, Response] | None = None
+    _rows: dict[Context, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, Loss):
+            raise ValueError(f"loss must be a theory.losses.Loss instance, got {self.loss!r}")
+        for name in ("lr_unembedding", "lr_hidden"):
+            object.__setattr__(self, name, check_number(getattr(self, name), name, RATE))
+        object.__setattr__(self, "_rows", {c: i for i, c in enumerate(self.contexts)})
+
+    @classmethod
+    def of(
+        cls,
+        models: UnconstrainedFeatures | Sequence[UnconstrainedFeatures],
+        loss: Loss,
+        lr_unembedding: float = 1.0,
+        lr_hidden: float = 1.0,
+        probe: tuple[Hashable, Response] | None = None,
+    ) -> "Problem":
+        """From one model, or several of one shape; a ValueError names the first that differs."""
+        if isinstance(models, UnconstrainedFeatures):
+            models = [models]
+        if not models:
+            raise ValueError("models must not be empty")
+        first = models[0]
+        for i, m in enumerate(models):
+            if _shape(m) != _shape(first):
+                raise ValueError(
+                    f"models must share vocabulary, contexts and responses; model {i} differs from model 0"
+                )
+        one = len(models) == 1  # a view, so that a language model's W is not copied
+        W = first.W[None] if one else np.stack([m.W for m in models])
+        H = first.H[None].astype(np.float64) if one else np.stack([m.H for m in models]).astype(np.float64)
+        references = np.array([[s.reference[:2] for s in m.samples] for m in models])  # type: ignore[index]
+        return cls(W, H, first.samples, first.contexts, references, loss, lr_unembedding, lr_hidden, probe)
+
+    def __len__(self) -> int:
+        return len(self.W)
+
+    @property
+    def V(self) -> int:
+        return self.W.shape[1]
+
+    def model(self, i: int) -> UnconstrainedFeatures:
+        """The i-th model of the batch, with its own frozen references."""
+        samples = tuple(
+            Sample(s.prompt, s.responses[:2], tuple(map(float, r)))
+            for s, r in zip(self.samples, self.references[i], strict=True)
+        )
+        return UnconstrainedFeatures(self.W[i], self.H[i], samples, self.contexts)
+
+    def take(self, which: Any) -> "Problem":
+        """The given instances of the batch (an index array, mask or slice)."""
+        part = self.W[which], self.H[which], self.samples, self.contexts, self.references[which]
+        return Problem(*part, self.loss, self.lr_unembedding, self.lr_hidden, self.probe)
+
+    # ---- responses
+
+    def positions(self, response: Iterable[int] | int, prompt: Hashable | None = None) -> Positions:
+        """Rows of H and tokens of a response; a ValueError names a token out of range or a context without a row."""
+        y = _as_response(response, "response")
+        prompt = self.samples[0].prompt if prompt is None else prompt
+        for t in y:
+            if not 0 <= t < self.V:
+                raise ValueError(f"response must be a token index in [0, {self.V}), got {t}")
+        rows = []
+        for k in range(len(y)):
+            if (prompt, y[:k]) not in self._rows:
+                raise ValueError(
+                    f"response {y} visits the context {(prompt, y[:k])!r}, which has no hidden vector in the model"
+                )
+            rows.append(self._rows[(prompt, y[:k])])
+        return Positions(tuple(rows), y)
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[Positions, Positions], ...]:
+        """(y+, y-) of every sample as positions."""
+        return tuple(
+            (self.positions(s.preferred, s.prompt), self.positions(s.dispreferred, s.prompt)) for s in self.samples
+        )
+
+    @cached_property
+    def log_pi(self) -> Array:
+        """(B, n, V) ln pi(. | context)."""
+        if len(self) == 1:
+            return log_softmax(inner_products(self.W[0], self.H[0].T).T, axis=-1)[None]
+        return log_softmax(self.H @ self.W.transpose(0, 2, 1), axis=-1)
+
+    @cached_property
+    def pi(self) -> Array:
+        """(B, n, V) probabilities."""
+        return np.exp(self.log_pi)
+
+    def log_prob(self, y: Positions) -> Array:
+        """(B,) ln pi(y), nats."""
+        return self.log_pi[:, y.rows, y.tokens].sum(-1)
+
+    def errors(self, y: Positions) -> Array:
+        """(B, |y|, V) E = e_{y_k} - pi(. | context), the k-th entry kept to full relative precision as pi -> 1."""
+        E = -self.pi[:, y.rows]
+        k = np.arange(len(y.tokens))
+        E[:, k, y.tokens] = 0.0
+        E[:, k, y.tokens] = -E.sum(-1)
+        return E
+
+    def embeddings(self, y: Positions) -> Array:
+        """(B, |y|, d) W^T E = W_{y_k} - Wbar(context)."""
+        return self.through_rows(self.errors(y))
+
+    def through_rows(self, weights: Array) -> Array:
+        """(B, k, d) sums of the rows of W with the given weights (B, k, V)."""
+        if len(self) > 1 or self.W.dtype == np.float64:
+            return weights @ self.W
+        out = np.zeros((1, weights.shape[1], self.W.shape[2]))
+        for i in range(0, self.V, _BLOCK):
+            out[0] += weights[0, :, i : i + _BLOCK] @ self.W[0, i : i + _BLOCK].astype(np.float64)
+        return out
+
+    def overlap(self, v: Positions, w: Positions) -> Overlap:
+        """The inner product of the gradients of ln pi(v) and ln pi(w), position by position."""
+        E, F = self.errors(v), self.errors(w)
+        hidden = self.H[:, v.rows] @ self.H[:, w.rows].transpose(0, 2, 1)
+        same = np.equal.outer(v.rows, w.rows)
+        unembedding = np.zeros(hidden.shape)
+        if same.any():
+            k, l = same.any(1), same.any(0)
+            inner = self.through_rows(E[:, k]) @ self.through_rows(F[:, l]).transpose(0, 2, 1)
+            unembedding[np.ix_(range(len(self)), np.nonzero(k)[0], np.nonzero(l)[0])] = inner
+        return Overlap(E @ F.transpose(0, 2, 1), hidden, unembedding * same)
+
+    def inner(self, v: Positions, w: Positions) -> Array:
+        """(B,) <grad ln pi(v), grad ln pi(w)> in the metric of the learning rates."""
+        parts = self.overlap(v, w)
+        return parts.through_W(self.lr_unembedding) + parts.through_h(self.lr_hidden)
+
+    def products(self, vectors: Array) -> Array:
+        """(B, V) inner products of every row of W with one vector per instance, (B, d)."""
+        if len(self) == 1:
+            return inner_products(self.W[0], vectors[0][:, None])[None, :, 0]
+        return np.einsum("bvd,bd->bv", self.W, vectors)
+
+    # ---- the loss
+
+    def _pair(self, shift: float = 0.0) -> Pair:
+        """Log-probabilities of every sample, (B, S) each; u moved by `shift` times the sizes it is a difference of."""
+        a = np.stack([self.log_prob(w) for w, _ in self.pairs], axis=1)
+        b = np.stack([self.log_prob(l) for _, l in self.pairs], axis=1)
+        a_ref, b_ref = self.references[..., 0], self.references[..., 1]
+        if shift:
+            a = a + shift * (abs(a) + abs(b) + abs(a_ref) + abs(b_ref))
+        n_w, n_l = np.array([[len(y.tokens) for y in pair] for pair in self.pairs]).T
+        return Pair(a, b, a_ref, b_ref, n_w, n_l)
+
+    def _incentives(self, y: Pair) -> tuple[Array, Array]:
+        if isinstance(self.loss, MarginLoss):
+            G = MarginForm(self.loss, y.u_ref).slope(y.u)
+            return G, G
+        return self.loss.incentives(y)
+
+    @property
+    def has_margin_loss(self) -> bool:
+        """Whether the loss is a function of the margin alone."""
+        return isinstance(self.loss, MarginLoss)
+
+    @cached_property
+    def margin(self) -> Array:
+        """(B,) u = ln pi(y+) - ln pi(y-) of the first sample, nats."""
+        w, l = self.pairs[0]
+        return self.log_prob(w) - self.log_prob(l)
+
+    @property
+    def reference_margin(self) -> Array:
+        """(B,) u_ref of the first sample, nats."""
+        return self.references[:, 0, 0] - self.references[:, 0, 1]
+
+    @cached_property
+    def incentives(self) -> tuple[Array, Array]:
+        """(d_w, d_l), (B, S) each: -dL/d ln pi(y+) and dL/d ln pi(y-) per sample; both are G for a margin loss."""
+        return self._incentives(self._pair())
+
+    @cached_property
+    def incentive_sizes(self) -> tuple[Array, Array]:
+        """(B, S) each: the size of the incentives together with what rounding of the margin makes of them.
+
+        Near a minimiser the slope is a small difference of large terms (IPO's 1/tau - 2m): to first order its terms
+        are as large as the slope's change when the margin moves by the sizes it is a difference of.
+        """
+        step = 1e-4
+        low, high = self._incentives(self._pair(-step)), self._incentives(self._pair(step))
+        w, l = (abs(d) + abs(h - o) / (2 * step) for d, o, h in zip(self.incentives, low, high, strict=True))
+        return w, l
+
+    def rate(self, z: Positions) -> Array:
+        """(B,) d/dt ln pi(z) = mean over samples of d_w <grad z, grad y+> - d_l <grad z, grad y->."""
+        return self.rate_by_sample(z).sum(1)
+
+    def rate_by_sample(self, z: Positions) -> Array:
+        """(B, S) what each sample of the data contributes to d/dt ln pi(z)."""
+        d_w, d_l = self.incentives
+        plus = np.stack([self.inner(z, w) for w, _ in self.pairs], axis=1)
+        minus = np.stack([self.inner(z, l) for _, l in self.pairs], axis=1)
+        return (d_w * plus - d_l * minus) / len(self.pairs)
+
+    def rate_scale(self, z: Positions) -> Array:
+        """(B,) the sum of the absolute terms of `rate`, every difference (e - pi, d) split up: what rounding acts on."""
+        sizes_w, sizes_l = self.incentive_sizes
+        lengths = np.sqrt(np.einsum("bvd,bvd->bv", self.W, self.W))
+
+        def inner(y: Positions) -> Array:
+            p, q = self.pi[:, z.rows], self.pi[:, y.rows]
+            alpha = np.equal.outer(z.tokens, y.tokens) + p @ q.transpose(0, 2, 1)
+            alpha = alpha + p[:, :, y.tokens] + q[:, :, z.tokens].transpose(0, 2, 1)
+            hidden = abs(self.H[:, z.rows]) @ abs(self.H[:, y.rows]).transpose(0, 2, 1)
+            mean = np.einsum("bkv,bv->bk", p, lengths), np.einsum("bkv,bv->bk", q, lengths)
+            rows = (lengths[:, z.tokens] + mean[0])[:, :, None] * (lengths[:, y.tokens] + mean[1])[:, None]
+            same = np.equal.outer(z.rows, y.rows)
+            return (self.lr_unembedding * alpha * hidden + self.lr_hidden * rows * same).sum((1, 2))
+
+        plus = np.stack([inner(w) for w, _ in self.pairs], axis=1)
+        minus = np.stack([inner(l) for _, l in self.pairs], axis=1)
+        return (sizes_w * plus + sizes_l * minus).sum(1) / len(self.pairs)
+
+
+def _shape(m: UnconstrainedFeatures) -> tuple[Any, ...]:
+    return m.V, m.d, m.contexts, tuple((s.prompt, s.responses) for s in m.samples)

@@ -6,8 +6,8 @@ The one implementation of inner products of log-probability gradients, shared pr
     <grad ln pi(v|x), grad ln pi(w|x~)> = eta_W sum_{k,l} <E_{v,k}, E_{w,l}> <h_{x,v<k}, h_{x~,w<l}>
                                         + eta_h sum_{(k,l): same context} <W^T E_{v,k}, W^T E_{w,l}>
 
-in the metric of the learning rates. Theorems 4 to 9 and Propositions 1 and 2 of Razin et al. (arXiv 2410.08847) split it
-into named terms. Everything works on a batch of B models that share vocabulary, contexts and responses.
+in the metric of the learning rates. Theorems 4 to 9 and Propositions 1 and 2 of Razin et al. (arXiv 2410.08847) split
+it into named terms. Everything works on a batch of B models that share vocabulary, contexts and responses.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -61,7 +61,7 @@ class Problem:
     """B models of one shape with a loss and learning rates. The objective is the mean of the loss over the samples.
 
     W (B, V, d), H (B, n, d); references (B, S, 2): ln pi_ref of y+ and y- of each sample; `contexts` names the rows of
-    H. `probe`: a (prompt, response) whose contexts are in the model, trained or not, for theorems about other responses.
+    H. `probe`: a (prompt, response) whose contexts are in the model, trained or not, for claims about other responses.
     """
 
     W: FloatArray
@@ -276,7 +276,7 @@ class Problem:
         return (d_w * plus - d_l * minus) / len(self.pairs)
 
     def rate_scale(self, z: Positions) -> Array:
-        """(B,) the sum of the absolute terms of `rate`, every difference (e - pi, d) split up: what rounding acts on."""
+        """(B,) the sum of the absolute terms of `rate`, every difference (e - pi, d) split up: what rounding sees."""
         sizes_w, sizes_l = self.incentive_sizes
         lengths = np.sqrt(np.einsum("bvd,bvd->bv", self.W, self.W))
 

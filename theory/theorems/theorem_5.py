@@ -6,7 +6,7 @@ from theory.theorems._single import Branch
 
 
 class Theorem5(RateTheorem):
-    """Every other token gains by its alignment with W_+ - W_-, up to a constant that all share (y- moves itself, too)."""
+    """Every other token gains by its alignment with W_+ - W_-, up to a shared constant (y- moves itself, too)."""
 
     name = "theorem_5"
     statement = (

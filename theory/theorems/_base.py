@@ -8,7 +8,8 @@ As a numbered contract for authors of new ones:
    says, instance by instance, whether the hypotheses hold.
 4. `residual(problem, route)` compares the closed formula with what `route` measures without knowing it (automatic
    differentiation, integration, training: see `Route`). An identity returns |difference| / sum of |terms|; an
-   inequality how far it is violated, on the same scale; at most `tolerance` (a multiple of the route's own) where it is true.
+   inequality how far it is violated, on the same scale; at most `tolerance` where it is true (a
+   multiple of what the route keeps).
 5. Every ingredient that could be wrong is multiplied by a knob, `self.k(name)`, 1 in the theorem itself. `wrong_copies`
    turns each knob to -1 (sign flipped), 0 (term dropped) and 2 (factor of 2); every one of those must be caught.
 6. `sharpness` names, for each hypothesis, a setting in which dropping it breaks the claim, or says why none is known.

@@ -98,7 +98,7 @@ def sequences(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None
 
 
 def shared_prefix(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
-    """One prompt; y+ and y- share one or two tokens, one may be a prefix of the other; the probe follows y- at first."""
+    """One prompt; y+ and y- share one or two tokens, one may be a prefix of the other; the probe follows y-."""
     V = int(rng.integers(3, 6))
     prefix = _tokens(rng, V, int(rng.integers(1, 3)))
     w = (*prefix, *_tokens(rng, V, int(rng.integers(0, 3))))

@@ -1,5 +1,6 @@
 """ExactFlow against an integration of all parameters that shares no formula with it, its limits, and its summary."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import integrated_log_probs, slope_of
 from scipy.integrate import solve_ivp
-from strategies import MARGIN, REGIMES, SMOOTH, losses, models, random_model, single
+from strategies import EXTREMES, MARGIN, REGIMES, SMOOTH, extreme_rates, losses, models, random_model, single
 
 from theory import ExactFlow, UnconstrainedFeatures, batch_log_probs
 from theory.losses import get
@@ -240,6 +241,130 @@ def test_the_batch_equals_single_flows():
     for i in range(B):
         model = UnconstrainedFeatures.single_token(W[i], h[i], int(plus[i]), int(minus[i]))
         np.testing.assert_allclose(got[i], ExactFlow(model, get("dpo"), 1.0, kernel).log_probs(times), atol=1e-11)
+
+    model = UnconstrainedFeatures.single_token(W[0], h[0], 0, 1)
+    np.testing.assert_allclose(
+        batch_log_probs(W[:1], h[:1], [0], [1], get("dpo"), times)[0], ExactFlow(model, get("dpo")).log_probs(times)
+    )
+
+
+# ---- the pair alone, limits, what a flow says of itself
+
+
+@pytest.mark.parametrize("loss", [get("dpo", beta=0.7), get("ipo", tau=0.3), get("slic", delta=2.5)], ids=repr)
+def test_the_pair_alone_is_two_columns_of_the_whole(loss):
+    """Also beyond float range, where both are the limit, and for a flow that walks backwards."""
+    rng = np.random.default_rng(22)
+    log_times = np.array([-np.inf, -2.0, 1.0, 800.0, np.inf])
+    directions = set()
+    for u_ref, rates in itertools.product([None, -9.0], [*REGIMES.values(), (0.6, np.diag([0.2, 0.0, 1.4]))]):
+        W, h = rng.normal(size=(5, 3)), rng.normal(size=3)
+        flow = ExactFlow(single(W, h, 2, 0, u_ref), loss, *rates)
+        directions.add(flow.direction)
+        both = flow.pair_log_probs(log_times=log_times)
+        np.testing.assert_allclose(both, flow.log_probs(log_times=log_times)[:, [2, 0]], rtol=1e-12, atol=1e-12)
+        np.testing.assert_array_equal(flow.pair_log_probs([0.0, np.inf]), both[[0, -1]])
+        assert flow.direction == 0 or np.abs(both[3] - both[0]).max() > 0.1
+    assert {1} <= directions <= {-1, 0, 1}
+
+
+def test_a_limit_beyond_float_range_is_not_computed_on_the_way():
+    """With rates of 1e3 the path itself overflows at loss-time 1: nothing there may be evaluated (warnings are errors)."""
+    model = random_model(np.random.default_rng(23), 4, 3)
+    limit = np.array([[0.0, -np.inf, -np.inf, -np.inf]])
+    flow = ExactFlow(model, get("dpo"), 1e3, 1e3)
+    np.testing.assert_array_equal(flow.log_probs([np.inf]), limit)
+    np.testing.assert_array_equal(flow.pair_log_probs([np.inf]), limit[:, :2])
+    np.testing.assert_array_equal(flow.log_probs_at_margin([np.inf]), limit)
+
+
+@pytest.mark.parametrize("u_ref", [None, -9.0], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("loss", [get("ipo", tau=0.3), get("cdpo", beta=0.6, eps=0.27)], ids=repr)
+def test_the_limit_is_the_path_at_the_minimiser(loss, u_ref):
+    rng = np.random.default_rng(24)
+    for rates in [*REGIMES.values(), (0.6, np.diag([0.2, 0.0, 1.4]))]:
+        model = random_model(rng, 5, 3, u_ref=u_ref)
+        flow = ExactFlow(model, loss, *rates)
+        assert abs(flow.stop_margin - flow.start_margin) > 0.5
+        there = ExactFlow(model, get("dpo"), *rates).model_at_margin(flow.stop_margin)
+        np.testing.assert_allclose(flow.limit_log_probs(), oracles.log_probs(there.W, there.h), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0])
+def test_a_decaying_pair_ends_uniform_at_margin_zero(scale):
+    """p = sqrt(2 eta_W) h + sqrt(eta_h) a = 0: h and a shrink together, the margin rises to 0 and never passes it."""
+    model = EXTREMES["P = 0"]
+    model = UnconstrainedFeatures.single_token(scale * model.W, scale * model.h, 0, 1)
+    flow = ExactFlow(model, get("dpo"), *extreme_rates("P = 0"))
+    assert flow.start_margin == pytest.approx(-2 * scale**2, rel=1e-12)
+    at_end = flow.log_probs_at_margin([0.0])[0]
+    np.testing.assert_allclose(at_end, -math.log(model.V), rtol=1e-14)
+    nearly = flow.log_probs_at_margin([-1e-9 * scale**2])[0]
+    np.testing.assert_allclose(nearly, at_end, atol=1e-3)
+    assert np.abs(flow.log_probs_at_margin([flow.start_margin])[0] - at_end).max() > 1e-4
+    assert flow.log_time_at_margin([0.0]) == [np.inf]
+
+
+def test_kappa_is_the_ratio_of_the_rates():
+    model = random_model(np.random.default_rng(25), 5, 3)
+    assert ExactFlow(model, get("dpo"), 0.3, 2.1).kappa == pytest.approx(7, rel=1e-15)
+    assert ExactFlow(model, get("dpo"), 0.3, np.diag([0.3, 0.0, 1.5])).kappa == pytest.approx(2, rel=1e-15)
+    assert ExactFlow(model, get("dpo"), 0.0, 2.1).kappa == np.inf
+    # The defaults are one and one.
+    assert ExactFlow(model, get("dpo")).kappa == 1
+    np.testing.assert_array_equal(
+        ExactFlow(model, get("dpo")).log_probs(TIMES), ExactFlow(model, get("dpo"), 1, 1).log_probs(TIMES)
+    )
+
+
+def test_r_max_and_alignment_by_their_definitions():
+    """max over z of <2 W_z - W_+ - W_-, Kf a>/<a, Kf a>, and <W_z, Kf a> with the trace of Kf scaled to d."""
+    rng = np.random.default_rng(26)
+    for kind in ["identity", *kernels(rng, 3)]:
+        model = random_model(rng, 6, 3)
+        kernel = 1.7 * np.eye(3) if kind == "identity" else kernels(rng, 3)[kind]
+        flow = ExactFlow(model, get("dpo"), 0.8, 1.7 if kind == "identity" else kernel)
+        a = model.W[0] - model.W[1]
+        turned = kernel @ a / (np.trace(kernel) / 3)
+        np.testing.assert_allclose(flow.alignment, model.W @ turned, rtol=1e-11, atol=1e-12)
+        ratios = (2 * model.W[2:] - model.W[0] - model.W[1]) @ turned / (a @ turned)
+        assert flow.r_max == pytest.approx(float(ratios.max()), rel=1e-11)
+
+
+@pytest.mark.parametrize("name", ["P = 0", "Q = 0", "two tokens", "a0 = 0"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["both trained", "h frozen"])
+def test_alignment_and_r_max_of_extremes(name, frozen):
+    """h and a on one line (another basis inside), no other token, nothing that turns; and a body that does not move."""
+    model, (eta_W, eta_h) = EXTREMES[name], extreme_rates(name)
+    a = model.W[0] - model.W[1]
+    other = model.W[2:]
+    ratio = max((2 * z - model.W[0] - model.W[1]) @ a / (a @ a) for z in other) if len(other) and a.any() else -np.inf
+    for eta in (0.0, np.zeros((model.d, model.d))) if frozen else (eta_h, eta_h * np.eye(model.d)):
+        flow = ExactFlow(model, get("dpo"), eta_W, eta)
+        np.testing.assert_allclose(flow.alignment, model.W @ a, rtol=1e-14, atol=1e-14)
+        assert flow.r_max == pytest.approx(ratio, rel=1e-13)
+
+
+def test_a_flow_shows_what_it_was_built_from_and_is_itself_alone():
+    model = random_model(np.random.default_rng(27), 9, 3)
+    flow = ExactFlow(model, get("dpo"), 0.5, 2.0)
+    text = repr(flow)
+    assert "DPO(beta=0.1)" in text
+    assert "lr_unembedding=0.5, lr_hidden=2.0" in text
+    assert "Path" not in text
+    assert "Clock" not in text
+    # Arrays have no single truth value: flows are compared, and hashed, as objects.
+    assert flow == flow
+    assert len({flow, ExactFlow(model, get("dpo"), 0.5, 2.0)}) == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        flow.lr_hidden = 1.0  # type: ignore[misc]
+
+
+def test_the_summary_names_five_gainers_unless_told():
+    model = single(np.concatenate([[[1.0, 0.0], [0.2, 0.0]], np.linspace([3.0, 0.0], [3.01, 0.0], 8)]), [0.1, 0.3])
+    flow = ExactFlow(model, get("ipo", tau=0.3), 0.0, 1.0)
+    assert len(flow.displacement(top=8).gainers_at_end) == 8  # all of them rise
+    assert len(flow.displacement().gainers_at_end) == 5
 
 
 # ---- feature kernels (E8)

@@ -4,8 +4,8 @@ Everything simulated differentiates this by automatic differentiation. It shares
 other formula.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Objective:
     pairs: tuple[tuple[Any, Any], ...]  # per sample: (rows, tokens) of y+ and of y-
     a_ref: Tensor
     b_ref: Tensor
+    hidden: Callable[[Tensor], Tensor] | None = None  # H as a function of the parameters that stand in its place
 
     @classmethod
     def of(cls, models: Sequence[UnconstrainedFeatures], loss: Loss) -> "Objective":
@@ -55,10 +56,12 @@ class Objective:
 
     def to(self, device: torch.device) -> "Objective":
         """The same objective with its references on a device."""
-        return Objective(self.loss, self.pairs, self.a_ref.to(device), self.b_ref.to(device))
+        return replace(self, a_ref=self.a_ref.to(device), b_ref=self.b_ref.to(device))
 
     def __call__(self, W: Tensor, H: Tensor) -> Tensor:
         """(B,) objective at W (B, V, d), H (B, n, d)."""
+        if self.hidden is not None:
+            H = self.hidden(H)
         log_pi = torch.log_softmax(H @ W.transpose(1, 2), dim=-1)  # (B, n, V)
         total = W.new_zeros(len(W))
         for i, ((rows_w, y_w), (rows_l, y_l)) in enumerate(self.pairs):

@@ -4,6 +4,7 @@ They share the formula of the loss with `theory`, and nothing else (`tests/test_
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import mpmath
@@ -32,8 +33,12 @@ class Autodiff:
     def __init__(self) -> None:
         self._velocity: WeakKeyDictionary[Problem, tuple[Tensor, Tensor]] = WeakKeyDictionary()
 
-    def velocity(self, problem: Problem) -> tuple[Tensor, Tensor]:
+    def velocity(self, problem: Problem) -> tuple[Array, Array]:
         """dW/dt (B, V, d) and dH/dt (B, n, d) of gradient flow."""
+        dW, dH = self._velocities(problem)
+        return dW.numpy(), dH.numpy()
+
+    def _velocities(self, problem: Problem) -> tuple[Tensor, Tensor]:
         if problem not in self._velocity:
             W, H = leaves(problem)
             grad = torch.autograd.grad(Objective.of_problem(problem)(W, H).sum(), (W, H))
@@ -48,7 +53,7 @@ class Autodiff:
 
     def rate(self, problem: Problem, z: Positions) -> Array:
         """(B,) d/dt ln pi(z): the chain rule through the velocity of the parameters."""
-        pairs = zip(self.gradient(problem, z), self.velocity(problem), strict=True)
+        pairs = zip(self.gradient(problem, z), self._velocities(problem), strict=True)
         return sum((g * v).sum((1, 2)) for g, v in pairs).numpy()  # type: ignore[union-attr]
 
     def inner(self, problem: Problem, v: Positions, w: Positions) -> Array:
@@ -137,16 +142,23 @@ def _log_prob(x: list, size: int, d: int, y: Positions) -> mpmath.mpf:
     return total
 
 
-class Simulated:
+class Simulated(Autodiff):
     """Parameters along gradient flow (DOP853 over the autodiff gradient) and along discrete training (torch)."""
 
     name = "simulated"
     tolerance = 1e-8  # what an integration at rtol 1e-11 keeps over the times used here, with a margin
 
-    def flow(self, problem: Problem, times: Array) -> Run:
-        """Gradient flow of every instance; times (T,) non-decreasing."""
-        start = Objective.of_problem(problem), *(x.detach() for x in leaves(problem))
-        return Run(*integrate(*start, times, problem.lr_unembedding, problem.lr_hidden))
+    def flow(self, problem: Problem, times: Array, features: Array | None = None) -> Run:
+        """Gradient flow of every instance; times (T,) non-decreasing. With `features` J (d, r) the parameters are W and
+        theta, H = H0 + theta J^T: a body whose constant feature kernel is lr_hidden J J^T."""
+        objective, (W, H) = Objective.of_problem(problem), (x.detach() for x in leaves(problem))
+        rates = problem.lr_unembedding, problem.lr_hidden
+        if features is None:
+            return Run(*integrate(objective, W, H, times, *rates))
+        J = torch.tensor(features)
+        tied = replace(objective, hidden=lambda theta: H + theta @ J.T)
+        grid, W_run, theta = integrate(tied, W, H.new_zeros(*H.shape[:2], J.shape[1]), times, *rates)
+        return Run(grid, W_run, problem.H + theta @ features.T)
 
     def descent(self, problem: Problem, step: float, steps: int, method: str = "gradient") -> Run:
         """Training with learning rates step * (eta_W, eta_h): "gradient", "heavy_ball" or "nesterov" (0.9), "sign"."""

@@ -17,14 +17,14 @@ As a numbered contract for authors of new ones:
 """
 
 import copy
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
-from theory.model import Response
 from theory.problem import Positions, Problem
 
 Array = NDArray[np.float64]
@@ -41,15 +41,19 @@ class Route(Protocol):
         """(B,) d/dt ln pi(z) under gradient flow."""
         ...
 
+    def velocity(self, problem: Problem) -> tuple[Array, Array]:
+        """dW/dt (B, V, d) and dH/dt (B, n, d) under gradient flow."""
+        ...
+
     def inner(self, problem: Problem, v: Positions, w: Positions) -> Array:
         """(B,) <grad ln pi(v), grad ln pi(w)> in the metric of the rates."""
         ...
 
-    def flow(self, problem: Problem, times: Array) -> "Run":
-        """Parameters along gradient flow."""
+    def flow(self, problem: Problem, times: Array, features: Array | None = None) -> "Run":
+        """Parameters along gradient flow; with `features` J (d, r), hidden vectors move as J theta (kernel J J^T)."""
         ...
 
-    def descent(self, problem: Problem, step: float, steps: int, method: str = "sgd") -> "Run":
+    def descent(self, problem: Problem, step: float, steps: int, method: str = "gradient") -> "Run":
         """Parameters along discrete training with learning rates step * (eta_W, eta_h)."""
         ...
 
@@ -60,6 +64,18 @@ class Run(NamedTuple):
     times: Array
     W: Array
     H: Array
+
+    def logits(self, row: int = 0) -> Array:
+        """(T, B, V) logits of one context; the first is the first sample's prompt."""
+        return np.einsum("tbvd,tbd->tbv", self.W, self.H[:, :, row])
+
+    def log_pi(self, row: int = 0) -> Array:
+        """(T, B, V) ln pi of every token in one context."""
+        return log_softmax(self.logits(row), axis=-1)
+
+    def at(self, i: int, problem: Problem) -> Problem:
+        """The problem with the parameters of point i, references kept."""
+        return replace(problem, W=self.W[i], H=self.H[i])
 
 
 class Sharpness(NamedTuple):
@@ -187,6 +203,11 @@ def everywhere(problem: Problem, holds: bool) -> Mask:
     return np.full(len(problem), holds)
 
 
-def prompt_vector(problem: Problem, prompt: Hashable, prefix: Response = ()) -> Array:
-    """(B, d) hidden vector of a context."""
-    return problem.H[:, problem.contexts.index((prompt, prefix))]
+def raises_margin(problem: Problem) -> Mask:
+    """(B,) G > 0: the loss pushes the margin of the first sample up."""
+    return problem.incentives[0][:, 0] > 0
+
+
+def widened(problem: Problem, W: Array, H: Array) -> Problem:
+    """The problem with more dimensions: rows of W and H get the given coordinates, logits must not change by them."""
+    return replace(problem, W=np.concatenate([problem.W, W], 2), H=np.concatenate([problem.H, H], 2))

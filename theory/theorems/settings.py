@@ -86,6 +86,12 @@ def single_token(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = N
     return problem(rng, B, [Sample("x", ((w,), (l,)))], V, random_loss(rng, losses), ("x", (z,)))
 
 
+def two_tokens(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
+    """A vocabulary of y+ and y- alone, where several bounds become equalities; the probe is y+."""
+    w = int(rng.integers(2))
+    return problem(rng, B, [Sample("x", ((w,), (1 - w,)))], 2, random_loss(rng, losses), ("x", (w,)))
+
+
 def sequences(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
     """One prompt, two responses of one to four tokens that differ at once, and a probe that differs from both."""
     V = int(rng.integers(3, 6))
@@ -151,6 +157,7 @@ def _weighted(rng: Generator, base: MarginLoss) -> Weighted:
 
 SETTINGS: dict[str, Callable[..., Problem]] = {
     "single_token": single_token,
+    "two_tokens": two_tokens,
     "sequences": sequences,
     "shared_prefix": shared_prefix,
     "data_set": data_set,

@@ -14,7 +14,7 @@ from theory.certify.box import Box
 from theory.certify.minimum import Lowest, lowest
 from theory.certify.reach import passes
 from theory.certify.record import Certificate, Claim, Enclosure
-from theory.certify.start import Ball, Start, load_flint, log_normaliser
+from theory.certify.start import Ball, Start, load_flint, log_change, odds_against
 from theory.exact import ExactFlow, margin_form
 from theory.losses import Loss
 from theory.losses.dpo import DPO
@@ -26,6 +26,7 @@ __all__ = ["Certificate", "Claim", "Enclosure", "certify"]
 _FIRST_BITS = 128
 _THOROUGH = 4096  # tokens up to which the whole path and the largest box are looked at unless asked otherwise
 _WIDTH = 1e-15  # relative width of the minimum beyond which the precision is raised
+_UNREACHED = "margin must lie above the start margin {:g} and be reached by the path, got {!r}"
 
 
 def certify(
@@ -52,7 +53,7 @@ def certify(
     token : who is said to gain, index or name. Default: the other token with the largest gain in probability at u1.
     box : radius eps; the claims are then also to hold for every W, h whose entries are within eps of the given ones.
     thorough : also enclose the minimum over the whole path (both trained) and search for the largest box. Default: up
-        to 4096 tokens.
+        to 4096 tokens. (The whole path is looked at in any case if ln pi(y+) is not below its start at u1.)
     max_bits : the precision is doubled from 128 up to this until every sign is decided.
 
     Raises
@@ -71,6 +72,8 @@ def certify(
     if float(flow.path.motion.K0[0, 0]) == 0:
         raise ValueError("W, h and the rates must let something move, got |grad u| = 0 at the start")
     u1 = _trough(flow) if margin is None else check_number(margin, "margin")
+    if not flow.start_margin < u1 < float(flow.path.motion.reach(np.ones(1))[0]):
+        raise ValueError(_UNREACHED.format(flow.start_margin, u1))
     named = _gainer(flow, u1) if token is None else _checked_token(model, token)
     thorough = model.V <= _THOROUGH if thorough is None else thorough
     bits = _FIRST_BITS
@@ -79,7 +82,8 @@ def certify(
             last = 2 * bits > max_bits
             start = Start.of(model, eta_W, eta_h)
             attempt = _Attempt(model, start, u1, named)
-            low = lowest(start) if thorough else None
+            # Cheap where ln pi(y+) never falls, and then the best answer.
+            low = lowest(start) if thorough or _sign(-attempt.change) is False else None
             sharp = low is None or low.at_start or Enclosure(low.log_prob).relative_width <= _WIDTH
             if last or (attempt.decided and sharp):
                 return attempt.certificate(flow, loss, box, thorough, low, bits)
@@ -94,8 +98,8 @@ class _Attempt:
         self.u1 = load_flint().arb(u1)
         plus, minus = model.single_pair
         before, after = start.start_odds, start.odds(self.u1)
-        self.log_start = -log_normaliser(start.u0, before)
-        self.change = -log_normaliser(self.u1, after) - self.log_start
+        S0, S1 = odds_against(start.u0, before), odds_against(self.u1, after)
+        self.log_start, self.change = -S0.log1p(), log_change(S0, S1)
         self.place: int | None = None  # as `Box` counts
         if token == plus:
             self.gain = self.change
@@ -116,10 +120,7 @@ class _Attempt:
         """Every claim with its verdict."""
         model, start, name = self.model, self.start, self.model.name
         if not start.reaches(self.u1):
-            raise ValueError(
-                f"margin must lie above the start margin {float(start.u0):g} and be reached by the path, "
-                f"got {self.margin!r}"
-            )
+            raise ValueError(_UNREACHED.format(float(start.u0), self.margin))
         plus, minus = model.single_pair
         change, gain = Enclosure(self.change), Enclosure(self.gain)
         falls, rises = _sign(-self.change), _sign(self.gain)
@@ -134,7 +135,7 @@ class _Attempt:
             done = around.certified(box)
             why = "by the mean value theorem" if done else "the bounds over this box do not decide it"
             claims.append(Claim(f"both hold for every W, h within {box:g}, entry by entry", done or None, why))
-        displaces, course = _course(start, falls, low, thorough)
+        displaces, course = _course(start, falls, low)
         return Certificate(
             preferred=name(plus),
             dispreferred=name(minus),
@@ -170,7 +171,7 @@ def _reach_claim(model: UnconstrainedFeatures, loss: Loss, u0: Ball, u1: Ball) -
     return Claim(f"the flow of {loss!r} passes u1", passed, why)
 
 
-def _course(start: Start, falls: bool | None, low: Lowest | None, thorough: bool) -> tuple[bool | None, str]:
+def _course(start: Start, falls: bool | None, low: Lowest | None) -> tuple[bool | None, str]:
     """Whether ln pi(y+) is below its start anywhere on u > u0, and what is known of the whole path."""
     never = "ln pi(y+) is never below its start, for any margin loss that raises the margin"
     if start.eta_h == 0 or not start.A:
@@ -185,14 +186,13 @@ def _course(start: Start, falls: bool | None, low: Lowest | None, thorough: bool
             )
         return True if falls else None, "with W frozen, whether some r_z exceeds 1 is undecided."
     if low is None:
-        why = "the minimum is not covered (the margin never passes 0)" if thorough else "the minimum was not asked for"
-        return True if falls else None, f"{why}; only u1 was looked at."
+        return True if falls else None, "only u1 was looked at."
     if low.at_start:
         return False, f"{never} (proved for every u >= u0)."
-    depth = Enclosure(low.log_prob)
-    where = f"the lowest ln pi(y+) over all u >= u0 is {depth}, at margin {Enclosure(low.margin)}"
-    below = falls is True or bool(low.log_prob < -log_normaliser(start.u0, start.start_odds))
-    return (True, f"{where} (proved).") if below else (None, f"{where}; whether that is below the start is undecided.")
+    where = f"the lowest ln pi(y+) over all u >= u0 is {Enclosure(low.log_prob)}, at margin {Enclosure(low.margin)}"
+    if low.below_start:
+        return True, f"{where} (proved)."
+    return None, f"{where}; whether that is below the start is undecided."
 
 
 def _sign(x: Ball) -> bool | None:

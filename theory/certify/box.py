@@ -13,7 +13,8 @@ First F = D_z, which is c A_z + g B_z - u/2 at a fixed margin u and A_z - u0/2 a
 Then `ln Z = ln(1 + e^-u + sum_z e^D_z) = -ln pi(+)`: its gradient is the mean of those of the exponents (0, -u, D_z),
 weighted with the probabilities of y+, y- and z. Whatever the box, these sum to 1 and lie between bounds that follow
 from those on the exponents, so the largest mean norm is a fractional knapsack. For a token g, grad (D_g - ln Z) is the
-mean of grad (D_g - D_z), in which what all logits share has gone.
+mean of grad (D_g - D_z), in which what all logits share has gone. The change of such a mean from the start to u1 is the
+mean of the changes plus the start's gradients times the changes of the weights; D_z(u1) - D_z(u0) has the form above.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.certify.start import Ball, Lengths, Start, load_flint, log_normaliser
+from theory.certify.start import Ball, Lengths, Start, load_flint, log_change, odds_against
 from theory.model import UnconstrainedFeatures
 
 Array = NDArray[np.float64]
@@ -64,7 +65,7 @@ class Box:
         self.up = 1 + (n + model.d + 64) * 2.0**-51
 
     def _values(self, u0: Ball, before: list[Ball], after: list[Ball]) -> list[Ball]:
-        falls = log_normaliser(u0, before) - log_normaliser(self.u1, after)
+        falls = log_change(odds_against(u0, before), odds_against(self.u1, after))
         if not self.claimed:
             return [falls]
         return [falls, -falls + (self.u1 - u0 if self.place is None else before[self.place] - after[self.place])]
@@ -76,21 +77,27 @@ class Box:
             bool(F < 0) for F in self._values(wide.u0, wide.start_odds, wide.odds(self.u1))
         )
 
-    def certified(self, eps: float, steps: int = 64) -> bool:
-        """Proved for every geometry within eps."""
-        return self._march(self.centre, [eps * k / steps for k in range(1, steps)] + [eps]).radius >= eps
+    def certified(self, eps: float, attempts: tuple[int, ...] = (1, 6, 36)) -> bool:
+        """Proved for every geometry within eps, in as many steps as one of the attempts says."""
+        if eps > self._most():
+            return False
+        grids = ([eps * k / steps for k in range(1, steps)] + [eps] for steps in attempts)
+        return any(self._march(self.centre, grid).radius == eps for grid in grids)
 
     def largest(self, steps: int = 64) -> float:
         """The largest radius certified in about this many steps, to three digits (rounded down); 0 if none is."""
-        slopes = self._slopes(self.centre, 0.0)
-        if slopes is None or not all(bool(F < 0) for F in self.values):
-            return 0.0
-        # N never shrinks with the radius, so nothing beyond `most` can be certified.
-        most = min(float((-F).lower()) / max(s, 1e-300) for F, s in zip(self.values, slopes[2], strict=True))
-        reach = self._march(self.centre, [most * k / steps for k in range(1, steps + 1)])
+        most = self._most()
+        reach = self._march(self.centre, [most * k / steps for k in range(1, steps + 1)]) if most else self.centre
         for k in range(1, 7):
             reach = self._march(reach, [reach.radius + most / steps / 2**k])
         return _down(reach.radius)
+
+    def _most(self) -> float:
+        """A radius beyond which nothing can be certified, since N never shrinks; 0 if the centre itself is not."""
+        slopes = self._slopes(self.centre, 0.0)
+        if slopes is None or not all(bool(F < 0) for F in self.values):
+            return 0.0
+        return min(float((-F).upper()) / max(s, 1e-300) for F, s in zip(self.values, slopes[2], strict=True))
 
     def _march(self, reach: Reach, radii: list[float]) -> Reach:
         """The furthest of the radii up to which every F stays negative."""
@@ -116,20 +123,30 @@ class Box:
         D_K = [a * t.c_K + b * t.g_K for a, b in zip(wide.A, wide.B, strict=True)]
         D_u = [a * t.c_u + b * t.g_u for a, b in zip(wide.A, wide.B, strict=True)]
         in_u0 = (self.lengths.a + 2 * self.lengths.h + 4 * radius * self.model.d) * self.up
-        own0, rel0 = self._exponents(one, zero, [zero] * n, [-one / 2] * n, radius, in_u0)
+        half = one / 2
+        own0, rel0 = self._exponents(one, zero, [zero] * n, [-half] * n, radius, in_u0)
         own1, rel1 = self._exponents(t.c, t.g, D_K, D_u, radius, 0.0)
+        own, rel = self._exponents(t.c - 1, t.g, D_K, [x + half for x in D_u], radius, in_u0)  # u1 less start
         step = (radius - reach.radius) * self.up
         off0 = (reach.off0 + step * own0) * self.up
         off1 = (reach.off1 + step * (own1 if self.place is None else rel1)) * self.up
         if not (np.isfinite(off0).all() and np.isfinite(off1).all()):
             return None
-        weights0, weights1 = self._weights(self.before, off0), self._weights(self.after, off1)
-        norms = [self._heaviest(*weights0, own0) + self._heaviest(*weights1, own1)]
+        (low0, high0), (low1, high1) = self._weights(self.before, off0), self._weights(self.after, off1)
+        shift = np.maximum(np.maximum(high0 - low1, high1 - low0), 0.0)
+
+        def mean(at_start: Array, at_u1: Array, both: Array) -> float:
+            """Norm of the change of a weighted mean of gradients: end by end, or as one change, whichever is less."""
+            apart = self._heaviest(low0, high0, at_start) + self._heaviest(low1, high1, at_u1)
+            together = self._heaviest(low1, high1, both) + float(shift @ at_start) * self.up
+            return min(apart, together) * self.up
+
+        norms = [mean(own0, own1, own)]
         if self.place is not None:
-            norms.append(self._heaviest(*weights0, rel0) + self._heaviest(*weights1, rel1))
+            norms.append(mean(rel0, rel1, rel))
         elif self.claimed:  # y-: minus the change of ln pi(-) is u1 - u0 less that of ln pi(+)
-            norms.append(norms[0] + in_u0)
-        return off0, off1, [N * self.up for N in norms]
+            norms.append((norms[0] + in_u0) * self.up)
+        return off0, off1, norms
 
     def _exponents(
         self, c: Ball, g: Ball, D_K: list[Ball], D_u: list[Ball], eps: float, in_u: float

@@ -26,12 +26,17 @@ _MAX_BOXES = 200_000
 
 @dataclass(frozen=True)
 class Lowest:
-    """log_prob : ball around min over u >= u0 of ln pi(y+); at_start: it is the start itself (proved).
-    margin : ball around every margin where the minimum may lie; boxes: intervals looked at."""
+    """The minimum over u >= u0.
+
+    log_prob : ball around the lowest ln pi(y+). margin : ball around every margin where it may be taken.
+    at_start, below_start : proved that it is the start itself, or that it is below the start.
+    boxes : intervals looked at.
+    """
 
     log_prob: Ball
     margin: Ball
     at_start: bool
+    below_start: bool
     boxes: int
 
 
@@ -154,7 +159,7 @@ def _summary(curve: _Curve, at_start: Ball, kept: list[tuple[Ball, Ball]], best:
     where = margins[0]
     for m in margins[1:]:
         where = where.union(m)
-    return Lowest(-(1 + _between(best, high)).log(), where, not kept, boxes)
+    return Lowest(-_between(best, high).log1p(), where, not kept, bool(at_start < best), boxes)
 
 
 def _between(low: Ball, high: Ball) -> Ball:

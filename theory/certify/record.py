@@ -6,9 +6,10 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
-from theory.certify.start import Ball
+from theory.certify.start import Ball, load_flint
 
 _WIDTH = 110
+_BITS = 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,9 @@ class Enclosure:
 
     def contains(self, x: Any) -> bool:
         """Whether a number (int, float or decimal text) lies in the ball for certain."""
-        return self.ball.contains(type(self.ball)(x))
+        flint = load_flint()
+        with flint.ctx.workprec(_BITS):  # or reading the text would round it away from the ball
+            return self.ball.contains(flint.arb(x))
 
     def to_dict(self) -> dict[str, Any]:
         """Floats on either side, the digits, and the relative width."""

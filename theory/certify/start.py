@@ -153,9 +153,14 @@ def _products(flint: Any, W: FloatArray, rows: NDArray[np.intp], vectors: Any) -
         yield (flint.arb_mat(block) * vectors).entries()
 
 
-def log_normaliser(u: Ball, odds: list[Ball]) -> Ball:
-    """-ln pi(+) = ln(1 + e^-u + sum_z e^D_z)."""
-    return (1 + (-u).exp() + sum(D.exp() for D in odds)).log()
+def odds_against(u: Ball, odds: list[Ball]) -> Ball:
+    """S = e^-u + sum_z e^D_z = 1/pi(+) - 1."""
+    return (-u).exp() + sum((D.exp() for D in odds), 0 * u)
+
+
+def log_change(S0: Ball, S1: Ball) -> Ball:
+    """ln pi(+) with odds S1 minus ln pi(+) with odds S0; keeps the sign where both are tiny or huge."""
+    return -((S1 - S0) / (1 + S0)).log1p() if S1 > S0 else ((S0 - S1) / (1 + S1)).log1p()
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,19 @@ def two_tokens(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = Non
     return problem(rng, B, [Sample("x", ((w,), (1 - w,)))], 2, random_loss(rng, losses), ("x", (w,)))
 
 
+def fixed_unembeddings(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
+    """`single_token` with W frozen; in a third of the instances another token is aligned with a exactly as y+ is."""
+    new = single_token(rng, B, losses)
+    w, l = (y[0] for y in new.samples[0].responses)
+    tied = _another(rng, new.V, {w, l})
+    few = slice(B // 3)
+    a = new.W[few, w] - new.W[few, l]
+    aside = rng.standard_normal(a.shape)
+    aside -= a * ((aside * a).sum(1) / np.maximum((a * a).sum(1), 1e-300))[:, None]
+    new.W[few, tied] = new.W[few, w] + aside
+    return dataclasses.replace(new, lr_unembedding=0.0, lr_hidden=1.0)
+
+
 def sequences(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
     """One prompt, two responses of one to four tokens that differ at once, and a probe that differs from both."""
     V = int(rng.integers(3, 6))
@@ -158,6 +171,7 @@ def _weighted(rng: Generator, base: MarginLoss) -> Weighted:
 SETTINGS: dict[str, Callable[..., Problem]] = {
     "single_token": single_token,
     "two_tokens": two_tokens,
+    "fixed_unembeddings": fixed_unembeddings,
     "sequences": sequences,
     "shared_prefix": shared_prefix,
     "data_set": data_set,

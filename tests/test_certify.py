@@ -349,10 +349,37 @@ def test_the_norms_are_those_of_the_gradients_at_radius_zero(regime):
     assert (norms[12:] > 1e-3).all()
 
 
+@pytest.mark.parametrize("less", [None, 1])
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@pytest.mark.parametrize("ball", [(1, 0), (0, 1), (0.5, 0.5)], ids=["point", "radius", "both"])
+def test_the_norm_bounds_are_attained_coefficient_by_coefficient(ball, eps, less):
+    """With one coefficient of grad D_z alone, known as a ball, the largest norm over the box is explicit."""
+    box, _, _ = box_and_point(32, "unequal")
+    (eta_W, eta_h), W, d = REGIMES["unequal"], box.model.W, 3
+    zero, one = flint.arb(0), flint.arb(*ball)
+    size = lambda x: np.abs(x).sum(-1)  # noqa: E731
+    h, a = size(box.model.h) + eps * d, size(W[0] - W[1]) + 2 * eps * d
+    rest = size(W[2:] - ((W[0] + W[1]) / 2 if less is None else W[2 + less])) + 2 * eps * d
+    # With `less`, the radius of c or g is multiplied with the sum of the two rows' norms.
+    most = rest if less is None else box.lengths.rows + box.lengths.rows[less] + 2 * eps * d
+    # (balls of c, g, D_K, D_u), the largest norm, and what the bound may be at most
+    cases = [
+        ((one, zero, zero, zero), rest + 2 * h, most + 2 * h),
+        ((zero, zero, one, zero), 4 * eta_W * h + 4 * eta_h * a, 4 * eta_W * h + 4 * eta_h * a),
+        ((zero, zero, zero, one), a + 2 * h, a + 2 * h),
+        # The rows of y+ and y- hold g (+-(W_z - s/2) - a/2), or without the half: the larger of the two, entrywise.
+        ((zero, one, zero, zero), (a + np.maximum(2 * rest, a)) if less is None else 2 * (a + rest), 2 * (a + most)),
+    ]
+    for (c, g, K, u), true, loose in cases:
+        bound = box._norms(c, g, [K] * 3, [u] * 3, eps, less)
+        assert (bound >= true * (1 - 1e-12)).all()
+        assert (bound <= loose * (1 + 1e-8)).all()  # a ball's radius has 30 bits
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("eps", [0.005, 0.02])
 def test_the_bounds_over_a_box_hold_at_its_corners(regime, eps):
-    box, x0, at = box_and_point(31, regime)
+    box, x0, at = box_and_point(30, regime)
     slopes, centre, rng = box._slopes(box.centre, eps), at(x0), np.random.default_rng(1)
     assert slopes is not None
     off0, off1, N = slopes
@@ -428,6 +455,8 @@ def test_a_box_that_may_start_beyond_the_margin_is_not_certified():
     start = Start.of(model, 1.0, 4.0)
     box = Box(model, start, near, None)
     assert not box.start.widened(0.1, box.lengths).reaches(flint.arb(near))
+    assert box._slopes(box.centre, 0.0) is not None
+    assert box._slopes(box.centre, 0.1) is None
     assert not box.certified(0.1)
 
 

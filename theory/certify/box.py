@@ -93,7 +93,7 @@ class Box:
         return _down(reach.radius)
 
     def _most(self) -> float:
-        """A radius beyond which nothing can be certified, since N never shrinks; 0 if the centre itself is not."""
+        """A radius beyond which there is no hope, since N grows; 0 if the centre itself is not certified."""
         slopes = self._slopes(self.centre, 0.0)
         if slopes is None or not all(bool(F < 0) for F in self.values):
             return 0.0
@@ -113,6 +113,7 @@ class Box:
             reach = Reach(radius, odds0, odds1, change)
         return reach
 
+    @np.errstate(over="ignore", invalid="ignore")  # what overflows certifies nothing
     def _slopes(self, reach: Reach, radius: float) -> tuple[Array, Array, list[float]] | None:
         """How far exponents may be off within the radius, and N(radius) of each F; None if a path may miss u1."""
         wide = self.start.widened(radius, self.lengths)

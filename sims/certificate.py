@@ -47,6 +47,8 @@ def certify(
         if unknown := [t for t in (preferred, dispreferred) if t not in no_never_yes.TOKENS]:
             raise ValueError(f"preferred and dispreferred must be tokens of the scenario, got {unknown[0]!r}")
         model = no_never_yes.model(str(preferred), str(dispreferred))
+    elif not isinstance(embeddings, Embeddings):
+        raise ValueError(f"embeddings must be an Embeddings record (read_embeddings), got {type(embeddings).__name__}")
     else:
         plus, minus = embeddings.index(preferred, "preferred"), embeddings.index(dispreferred, "dispreferred")
         if plus == minus:

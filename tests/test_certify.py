@@ -187,6 +187,8 @@ def test_a_token_that_does_not_gain_refutes_the_claim():
         assert (falls.proved, rises.proved, got.certified) == (True, False, False)
         assert "refuted" in str(got)
         assert str(got).startswith("NOT certified")
+    boxed = certify(model, None, 1.0, KAPPA, token="No", box=1e-6, thorough=True)
+    assert (boxed.claims[-1].proved, boxed.largest_box) == (None, 0.0)
 
 
 def test_a_benign_pair_is_refuted_and_the_record_says_why():
@@ -621,6 +623,8 @@ def test_bad_input_of_the_scenario_is_named():
         certificate.certify(None, hidden=np.zeros(6))
     with pytest.raises(ValueError, match="must be tokens of the scenario, got 'Nein'"):
         certificate.certify(None, "Nein", "No")
+    with pytest.raises(ValueError, match="must be an Embeddings record"):
+        certificate.certify(np.zeros((3, 2)))  # type: ignore[arg-type]
 
 
 def test_a_margin_the_path_never_reaches_is_refused():

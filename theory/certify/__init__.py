@@ -130,9 +130,9 @@ class _Attempt:
         ]
         if loss is not None:
             claims.append(_reach_claim(model, loss, start.u0, self.u1))
-        around = Box(model, start, self.margin, self.place) if box is not None or thorough else None
-        if box is not None and around is not None:
-            done = around.certified(box)
+        around = Box(model, start, self.margin, self.place) if falls and rises and (box or thorough) else None
+        if box is not None:
+            done = around is not None and around.certified(box)
             why = "by the mean value theorem" if done else "the bounds over this box do not decide it"
             claims.append(Claim(f"both hold for every W, h within {box:g}, entry by entry", done or None, why))
         displaces, course = _course(start, falls, low)
@@ -156,7 +156,7 @@ class _Attempt:
             lowest=None if low is None else Enclosure(low.log_prob),
             lowest_margin=None if low is None else Enclosure(low.margin),
             box=box,
-            largest_box=around.largest() if around is not None and thorough else None,
+            largest_box=(around.largest() if around is not None else 0.0) if thorough else None,
             bits=bits,
         )
 

@@ -190,9 +190,13 @@ class UnconstrainedFeatures:
         samples: Sequence[Sample],
         tokens: Sequence[str] | None = None,
     ) -> Self:
-        """A model of the contexts that the samples visit; `hidden` maps each to its vector or is (n, d) in order."""
+        """A model of the contexts that the samples visit; `hidden` maps each to its vector or is (n, d) in order.
+
+        Further contexts in the mapping are kept: those of responses that are not trained, but asked about.
+        """
         contexts = contexts_of(samples)
         if isinstance(hidden, Mapping):
+            contexts += tuple((p, tuple(y)) for p, y in hidden if (p, tuple(y)) not in contexts)
             missing = [c for c in contexts if c not in hidden]
             if missing:
                 raise ValueError(f"hidden has no vector for context {missing[0]!r}")

@@ -154,11 +154,16 @@ class Problem:
         )
 
     @cached_property
+    def logits(self) -> Array:
+        """(B, n, V) <W_z, h>."""
+        if len(self) == 1:
+            return inner_products(self.W[0], self.H[0].T).T[None]
+        return self.H @ self.W.transpose(0, 2, 1)
+
+    @cached_property
     def log_pi(self) -> Array:
         """(B, n, V) ln pi(. | context)."""
-        if len(self) == 1:
-            return log_softmax(inner_products(self.W[0], self.H[0].T).T, axis=-1)[None]
-        return log_softmax(self.H @ self.W.transpose(0, 2, 1), axis=-1)
+        return log_softmax(self.logits, axis=-1)
 
     @cached_property
     def pi(self) -> Array:
@@ -215,21 +220,17 @@ class Problem:
 
     # ---- the loss
 
-    def _pair(self, shift: float = 0.0) -> Pair:
-        """Log-probabilities of every sample, (B, S) each; u moved by `shift` times the sizes it is a difference of."""
+    def _incentives(self, shift: float = 0.0) -> tuple[Array, Array]:
+        """(d_w, d_l), (B, S) each, with u moved by `shift` times the sizes it is a difference of."""
         a = np.stack([self.log_prob(w) for w, _ in self.pairs], axis=1)
         b = np.stack([self.log_prob(l) for _, l in self.pairs], axis=1)
         a_ref, b_ref = self.references[..., 0], self.references[..., 1]
-        if shift:
-            a = a + shift * (abs(a) + abs(b) + abs(a_ref) + abs(b_ref))
-        n_w, n_l = np.array([[len(y.tokens) for y in pair] for pair in self.pairs]).T
-        return Pair(a, b, a_ref, b_ref, n_w, n_l)
-
-    def _incentives(self, y: Pair) -> tuple[Array, Array]:
+        moved = shift * (abs(a) + abs(b) + abs(a_ref) + abs(b_ref))
         if isinstance(self.loss, MarginLoss):
-            G = MarginForm(self.loss, y.u_ref).slope(y.u)
+            G = MarginForm(self.loss, a_ref - b_ref).slope(self.margins + moved)
             return G, G
-        return self.loss.incentives(y)
+        n_w, n_l = np.array([[len(y.tokens) for y in pair] for pair in self.pairs]).T
+        return self.loss.incentives(Pair(a + moved, b, a_ref, b_ref, n_w, n_l))
 
     @property
     def has_margin_loss(self) -> bool:
@@ -237,10 +238,23 @@ class Problem:
         return isinstance(self.loss, MarginLoss)
 
     @cached_property
+    def margins(self) -> Array:
+        """(B, S) u = ln pi(y+) - ln pi(y-) of every sample, nats; in shared contexts from logits alone."""
+        return np.stack([self._margin(w, l) for w, l in self.pairs], axis=1)
+
+    def _margin(self, w: Positions, l: Positions) -> Array:
+        shared = set(w.rows) & set(l.rows)
+        u = np.zeros(len(self))
+        for sign, y in ((1, w), (-1, l)):
+            for row, token in zip(y.rows, y.tokens, strict=True):
+                # The normaliser of a context that both visit cancels: left out, the digits stay.
+                u += sign * (self.logits if row in shared else self.log_pi)[:, row, token]
+        return u
+
+    @property
     def margin(self) -> Array:
-        """(B,) u = ln pi(y+) - ln pi(y-) of the first sample, nats."""
-        w, l = self.pairs[0]
-        return self.log_prob(w) - self.log_prob(l)
+        """(B,) u of the first sample, nats."""
+        return self.margins[:, 0]
 
     @property
     def reference_margin(self) -> Array:
@@ -250,7 +264,7 @@ class Problem:
     @cached_property
     def incentives(self) -> tuple[Array, Array]:
         """(d_w, d_l), (B, S) each: -dL/d ln pi(y+) and dL/d ln pi(y-) per sample; both are G for a margin loss."""
-        return self._incentives(self._pair())
+        return self._incentives()
 
     @cached_property
     def incentive_sizes(self) -> tuple[Array, Array]:
@@ -260,7 +274,7 @@ class Problem:
         are as large as the slope's change when the margin moves by the sizes it is a difference of.
         """
         step = 1e-4
-        low, high = self._incentives(self._pair(-step)), self._incentives(self._pair(step))
+        low, high = self._incentives(-step), self._incentives(step)
         w, l = (abs(d) + abs(h - o) / (2 * step) for d, o, h in zip(self.incentives, low, high, strict=True))
         return w, l
 

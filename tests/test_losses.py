@@ -20,7 +20,8 @@ from strategies import EXAMPLES, MARGIN, random_model
 
 import theory.losses
 from theory import ExactDescent, ExactFlow, UnconstrainedFeatures, check_loss
-from theory.losses import LOSSES, POSITIVE, MarginForm, MarginLoss, Pair, get, parameter
+from theory.losses import LOSSES, POSITIVE, Claims, Loss, MarginForm, MarginLoss, Pair, get, parameter
+from theory.losses._base import slope_mpmath
 
 NEAR = [-9.0, -2.3, -1e-3, 0.0, 0.41, 1.9, 7.7]
 FAR = [-1e4, -745.3, 120.7, 3e3, 1e4]
@@ -126,6 +127,78 @@ def test_slope_at_a_kink_is_that_of_the_flat_side(loss):
     assert form.slope(kink) == 0
     assert form.slope(np.nextafter(kink, -np.inf)) > 0.05
     assert loss.incentives(Pair.of_margin(kink))[0] == 0
+
+
+@pytest.mark.parametrize("loss", [l for l in MARGIN if l.zeros(0.0)], ids=repr)
+def test_landmarks_of_a_batch_are_those_of_its_rows(loss):
+    refs = np.array([-1.3, 0.0, 4.0])
+    for landmarks in (loss.zeros, loss.kinks, lambda r: (loss.minimiser(r),)):
+        assert len(landmarks(refs)) == len(landmarks(0.0))
+        for together, *alone in zip(landmarks(refs), *(landmarks(r) for r in refs), strict=True):
+            np.testing.assert_array_equal(together, alone)
+    # Where it is least: no lower value beside it.
+    least = loss.minimiser(refs)
+    form = MarginForm(loss, refs)
+    assert (form.value(least) <= np.minimum(form.value(least - 0.01), form.value(least + 0.01))).all()
+    assert (form.value(least) < form.value(least - 0.01)).all()  # the smallest such margin
+
+
+def test_without_wrong_labels_cdpo_has_dpos_law_and_otherwise_none():
+    assert get("cdpo", beta=0.3, eps=0.0).law(0.7) == get("dpo", beta=0.3).law(0.7) is not None
+    assert get("cdpo", beta=0.3, eps=0.1).law(0.7) is None
+
+
+def test_a_pair_without_reference_or_lengths():
+    """No reference: margin 0; no lengths: one token each."""
+    y = Pair(-1.0, -3.0)
+    assert (y.u, y.u_ref, y.m, y.n_w, y.n_l) == (2.0, 0.0, 2.0, 1, 1)
+    assert Pair(-1.0, -3.0, -2.0, -2.5).m == 1.5
+
+
+@dataclass(frozen=True)
+class Linear(MarginLoss):
+    """-2 m, whose closed slopes are numbers, not arrays."""
+
+    name = "linear"
+    reference = "tests"
+
+    def formula(self, ops: Any, y: Pair) -> Any:
+        return -2 * y.m
+
+    def closed_slope(self, ops: Any, y: Pair) -> Any:
+        return 2.0
+
+    def closed_log_slope(self, ops: Any, y: Pair) -> Any:
+        return math.log(2)
+
+
+def test_a_constant_slope_has_the_shape_of_the_margins():
+    form = MarginForm(Linear(), 0.3)
+    u = np.array([[-1.0, 0.0, 2.0]])
+    assert form.slope(u).tolist() == [[2.0, 2.0, 2.0]]
+    assert form.log_slope(u).tolist() == [[math.log(2)] * 3]
+    assert form.sign(u).tolist() == [[1.0, 1.0, 1.0]]
+
+
+@dataclass(frozen=True)
+class OneSided(Loss):
+    """-ln pi of y+, or +ln pi of y-: the other response plays no part."""
+
+    preferred: bool = True
+    name = "one_sided"
+    reference = "tests"
+
+    def __post_init__(self) -> None: ...
+
+    def formula(self, ops: Any, y: Pair) -> Any:
+        return -3 * y.a if self.preferred else 2 * y.b
+
+
+def test_incentives_of_a_loss_that_ignores_one_response():
+    y = Pair(np.array([-1.0, -2.0]), -3.0)
+    for loss, expected in ((OneSided(), (3.0, 0.0)), (OneSided(False), (0.0, 2.0))):
+        d_w, d_l = loss.incentives(y)
+        assert (d_w.tolist(), d_l.tolist()) == ([expected[0]] * 2, [expected[1]] * 2)
 
 
 SCALES = [1e-3, 0.1, 1.0, 30.0, 1e3]
@@ -236,7 +309,7 @@ def test_reductions_can_fail():
 
 
 SYMBOLS = {
-    "dpo": [r"\sigma", r"\beta", r"\log", r"u_{\mathrm{ref}}"],
+    "dpo": [r"\log{\left(\sigma\left(\beta \left(u - u_{\mathrm{ref}}\right)\right) \right)}"],
     "cdpo": [r"\sigma", r"\beta", "eps", r"\log"],
     "ipo": [r"\tau", "u", "2"],
     "slic": [r"\max", r"\delta", "u"],
@@ -262,12 +335,37 @@ def test_latex_shows_the_formula(cls):
     assert loss == cls()
 
 
+def test_a_loss_that_is_no_margin_loss_is_printed_in_log_probabilities():
+    assert OneSided().latex() == "- 3 a"
+
+
 def test_slic_is_reference_free_and_says_so_in_latex():
     assert "ref" not in LOSSES["slic"]().latex()
     assert r"u_{\mathrm{ref}}" in LOSSES["dpo"]().latex()
 
 
 # ---- registry
+
+
+# What a call without arguments means: the papers' and TRL's defaults (beta = 0.1; TRL passes it to IPO as tau).
+DEFAULTS = {
+    "dpo": {"beta": 0.1},
+    "cdpo": {"beta": 0.1, "eps": 0.1},
+    "ipo": {"tau": 0.1},
+    "slic": {"delta": 1.0},
+    "rebel": {"eta": 1.0, "reward_gap": 1.0},
+} | {f"gpo_{f}": {"beta": 0.1} for f in "logistic exponential squared hinge truncated_quadratic savage".split()}
+
+
+def test_defaults_are_the_papers():
+    assert {name: dataclasses.asdict(get(name)) for name in LOSSES if name in DEFAULTS} == DEFAULTS
+
+
+def test_classes_are_attributes_of_the_package():
+    for cls in LOSSES.values():
+        assert getattr(theory.losses, cls.__name__) is cls
+    with pytest.raises(AttributeError, match="no attribute 'NoSuchLoss'"):
+        _ = theory.losses.NoSuchLoss
 
 
 def test_get_builds_and_registers_by_name():
@@ -411,14 +509,63 @@ def test_a_loss_without_closed_slopes_where_autodiff_underflows():
     u = np.array([-3e3, 600.0, 800.0, 3e3, 1e4])
     assert ours.slope(u)[-1] == 0
     np.testing.assert_allclose(ours.log_slope(u), theirs.log_slope(u), rtol=1e-12, atol=1e-12)
-    # A scalar, too.
+    # A scalar, too; and at infinity the slope is zero, without a search for its digits.
     assert float(ours.log_slope(3e3)) == pytest.approx(-3e3, rel=1e-12)
+    assert ours.log_slope(np.array([np.inf, 0.0])).tolist() == [-np.inf, pytest.approx(math.log(0.5))]
     model = same_model(None)
     margins = np.array([5.0, 300.0, 900.0])
     ours, theirs = (ExactFlow(model, loss) for loss in (MyDPO(1.0), get("dpo", beta=1.0)))
     np.testing.assert_allclose(ours.log_time_at_margin(margins), theirs.log_time_at_margin(margins), rtol=1e-10)
     log_times = np.array([1.0, 800.0])
     np.testing.assert_allclose(ours.margin(log_times=log_times), theirs.margin(log_times=log_times), rtol=1e-9)
+
+
+@dataclass(frozen=True)
+class Bare(MarginLoss):
+    """Nothing but a formula, one of three."""
+
+    kind: float = 0.0
+    name = "bare"
+    reference = "tests"
+
+    def formula(self, ops: Any, y: Pair) -> Any:
+        if self.kind == 0:
+            return ops.exp(y.m)  # pushes the margin down
+        if self.kind == 1:
+            return ops.relu(1 - y.m)  # flat from 1 on
+        # -2 m, one of which is hidden: 1 + e^-90 is 1 in 30 digits, and is not in 90.
+        tiny = ops.exp(0 * y.m - 90)
+        return -y.m - ((1 + tiny) - 1) * ops.exp(0 * y.m + 90) * y.m
+
+
+def test_the_sign_of_a_slope_that_underflows():
+    """In many digits, by the closed logarithm or without: up, down, and exactly zero."""
+    far = np.array([[-2e3, 0.3, 2e3]])
+    for loss, expected in (
+        (MyDPO(1.0), [1, 1, 1]),
+        (get("dpo", beta=1.0), [1, 1, 1]),
+        (Bare(0), [-1, -1, -1]),
+        (Bare(1), [1, 1, 0]),
+        (get("gpo_hinge", beta=1.0), [1, 1, 0]),
+        (get("ipo", tau=0.5), [1, 1, -1]),
+    ):
+        assert MarginForm(loss, 0.0).sign(far).tolist() == [expected]
+    assert MarginForm(Bare(0), 0.0).slope(far)[0, 0] == 0
+    assert MarginForm(Bare(0), 0.0).sign(-2e3) == -1
+    # Each row has its own reference.
+    refs = np.array([[3e3], [0.0], [-3e3]])
+    each = np.repeat(far, 3, axis=0)
+    assert MarginForm(Bare(1), refs).sign(each).tolist() == [[1, 1, 1], [1, 1, 0], [0, 0, 0]]
+    assert MarginForm(Bare(1), 0.0).log_slope(far).tolist() == [[0.0, 0.0, -math.inf]]
+    refs = np.array([[3e3], [2e3], [1.5e3]])
+    np.testing.assert_allclose(MarginForm(Bare(0), refs).log_slope(each), each - refs, rtol=1e-12)
+
+
+def test_digits_are_added_until_the_slope_stands():
+    with mpmath.workdps(60):
+        assert abs(slope_mpmath(Bare(2), 0.3, 0.1) - 2) < 1e-30
+        # With too few digits allowed, there is no second opinion and so no slope.
+        assert slope_mpmath(Bare(2), 0.3, 0.1, max_digits=40) == 0
 
 
 @pytest.mark.parametrize("method", ["gradient", "nesterov", "sign"])
@@ -440,6 +587,7 @@ def test_parameters_are_validated(value):
     assert repr(value) in str(caught.value)
 
 
-def test_parameters_are_frozen():
+@pytest.mark.parametrize("record", [*EXAMPLES, Claims(), MarginForm(get("dpo"), 0.0)], ids=repr)  # type: ignore[arg-type]
+def test_records_are_frozen(record):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        get("dpo").beta = 0.3  # type: ignore[attr-defined]
+        setattr(record, dataclasses.fields(record)[0].name, 0.3)

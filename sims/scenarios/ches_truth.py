@@ -188,7 +188,7 @@ class ChesTruth:
             lines.append(f"  {label:26}" + "".join(f"{cell:>16}" for cell in cells))
         lines += [
             "",
-            f"  mean change around percentiles {PERCENTILES} of CHES: pairs trained alone; {JOINT} pairs together",
+            f"  mean change of {JOINT} pairs at percentiles {PERCENTILES} of CHES: each trained alone; together",
         ]
         for r in self.regimes:
             rows = (r.by_percentile("ches", JOINT), r.joint)

@@ -91,6 +91,7 @@ def test_a_hinge_stops_exactly_at_its_kink_in_finite_time(name):
     flow = ExactFlow(model, loss, 0.8, 1.1)
     stop_time = float(flow.time_at_margin([kink])[0])
     assert np.isfinite(stop_time)
+    assert flow.time_at_margin([kink + 1e-6, kink + 0.5, kink + 5]).tolist() == [np.inf] * 3  # never beyond it
     assert flow.margin([stop_time * (1 - 1e-9)])[0] < kink
     assert flow.margin([stop_time * (1 + 1e-12), 1e9, np.inf]).tolist() == [kink] * 3  # exactly
     assert flow.displacement().end.log_time == pytest.approx(math.log(stop_time), rel=1e-13)

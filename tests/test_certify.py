@@ -458,7 +458,9 @@ def test_a_box_that_may_start_beyond_the_margin_is_not_certified():
     box = Box(model, start, near, None)
     assert not box.start.widened(0.1, box.lengths).reaches(flint.arb(near))
     assert box._slopes(box.centre, 0.0) is not None
-    assert box._slopes(box.centre, 0.1) is None
+    # The formulas are finite there, but from some of these starts u1 lies behind.
+    assert not box.start.widened(1e-3, box.lengths).reaches(flint.arb(near))
+    assert box._slopes(box.centre, 1e-3) is None
     assert not box.certified(0.1)
 
 

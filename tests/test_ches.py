@@ -156,6 +156,12 @@ def test_float32_keeps_the_stated_bound(seed, length, decades):
 def test_sums_beyond_float32_are_taken_in_float64():
     plus, minus = np.full((4, 3), 3e38, dtype=np.float32), np.full((5, 3), 2e38, dtype=np.float32)
     assert ches_score(plus, minus) == pytest.approx(definition(plus, minus), rel=1e-12)
+    plus, minus = np.stack([plus / 1e38, plus]), np.stack([minus / 1e38, minus])
+    expected = [definition(*pair) for pair in zip(plus, minus, strict=True)]
+    np.testing.assert_allclose(on_device([plus, minus], [None, None]), expected, rtol=1e-6)
+    minus[1, 0, 2] = np.nan
+    with pytest.raises(ValueError, match=r"hidden_dispreferred must be finite .* response 1 has not"):
+        on_device([plus, minus], [None, None])
 
 
 # ---- batches
@@ -176,13 +182,13 @@ def batch(rng, B=5, T=(7, 9), d=4):
     return states, masks, plain
 
 
-def on_device(states, masks, normalize):
+def on_device(states, masks, normalize=False):
     """The accelerator's route, run on the CPU."""
-    plus, minus = (
-        ches._sums_on_device(ches._Batch.of(torch.tensor(x), m, name, normalize))
-        for x, m, name in zip(states, masks, ("preferred", "dispreferred"), strict=True)
+    names = ("preferred", "dispreferred")
+    batches = (
+        ches._Batch.of(torch.as_tensor(x), m, n, normalize) for x, m, n in zip(states, masks, names, strict=True)
     )
-    return (plus * (minus - plus)).sum(-1).numpy()
+    return ches._scores_on_device(*batches)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -214,10 +220,7 @@ def test_long_batches_agree_with_float64_on_both_routes(dtype):
     exact = [definition(*(x[b].double().numpy()[m[b]] for x, m in zip(states, masks, strict=True))) for b in range(3)]
     scale = np.abs(exact).max()
     np.testing.assert_allclose(ches_scores(*states, *masks), exact, rtol=0, atol=1e-6 * scale)
-    plus, minus = (
-        ches._sums_on_device(ches._Batch.of(x, m, "preferred", False)) for x, m in zip(states, masks, strict=True)
-    )
-    np.testing.assert_allclose((plus * (minus - plus)).sum(-1), exact, rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose(on_device(states, masks), exact, rtol=0, atol=1e-6 * scale)
 
 
 def test_tensors_that_require_gradients_and_lists_are_read():
@@ -350,6 +353,22 @@ def test_is_the_part_of_the_rate_that_moves_through_the_unembeddings(shared):
     assert t.ches != pytest.approx(t.alpha_weighted, rel=1e-3), "the alphas matter"
 
 
+def test_shares_count_positive_alphas():
+    t = ches.SequenceTerms(
+        np.array([[0.5, -1.0, 0.0, 0.2]]), np.array([[0.9]]), np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[10.0]])
+    )
+    assert (t.share_positive_minus, t.share_positive_plus, t.share_positive) == (0.5, 1.0, 0.6)
+    assert t.largest_alpha == 1.0
+    assert t.alpha_weighted == pytest.approx(0.5 - 2 + 0.8 - 9)
+    assert t.ches == 0
+    below = ches.SequenceTerms(t.alpha_plus, np.array([[0.0]]), t.inner_plus, t.inner_plus)
+    assert (below.share_positive_minus, below.share_positive_plus, below.share_positive) == (1.0, 0.0, 0.5)
+    lines = str(t).splitlines()
+    assert lines[0] == "hidden-vector terms of a pair of lengths 1 and 4"
+    assert lines[3].split()[-1] == "+0.6"
+    assert repr(t) == str(t)
+
+
 def test_where_all_contexts_expect_one_other_token_alpha_is_one_plus_equality():
     rng = np.random.default_rng(2)
     log_probs = np.full((3, 6), -60.0)
@@ -383,6 +402,7 @@ BAD_TERMS = {
     "neither": (lambda: sequence_terms(H, H, Y, Y), "W or log_probs must be given"),
     "both": (lambda: sequence_terms(H, H, Y, Y, W=np.ones((4, 3)), log_probs=(H, H)), "and not both"),
     "logits": (lambda: sequence_terms(H, H, Y, Y, log_probs=(H, H)), "log_probs of the preferred response"),
+    "sum 1.01": (lambda: sequence_terms(H, H, Y, Y, log_probs=(np.full((2, 2), np.log(0.505)),) * 2), "normalised"),
     "nan": (lambda: sequence_terms(H, H, Y, Y, log_probs=(H * np.nan, H)), "log_probs of the preferred response"),
     "token": (lambda: sequence_terms(H, H, Y, [0, 4], W=np.ones((4, 3))), r"tokens_dispreferred must be in \[0, 4\)"),
     "negative token": (

@@ -91,8 +91,7 @@ def ches_scores(
     if _is_tensor(plus.x) != _is_tensor(minus.x) or (_is_tensor(plus.x) and plus.x.device != minus.x.device):
         raise ValueError("hidden_preferred and hidden_dispreferred must both be numpy, or both torch on one device")
     if _is_tensor(plus.x) and plus.x.device.type != "cpu":
-        S_plus, S_minus = _sums_on_device(plus), _sums_on_device(minus)
-        return (S_plus * (S_minus - S_plus)).sum(-1).cpu().numpy()
+        return _scores_on_device(plus, minus)
     scores = np.empty(len(plus.keep))
     for b in range(len(scores)):
         S_plus = _sum(plus, b)
@@ -100,7 +99,7 @@ def ches_scores(
     return scores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Batch:
     """The states x (B, T, d) of B responses, which positions count, and the weight (B,) of each response's sum."""
 
@@ -117,7 +116,7 @@ class _Batch:
 
 
 def _is_tensor(x: Any) -> bool:
-    return type(x).__module__.split(".")[0] == "torch"
+    return any(c.__module__.split(".")[0] == "torch" for c in type(x).__mro__)
 
 
 def _states(value: States, name: str, dimensions: int) -> Any:
@@ -191,8 +190,14 @@ def _blocks(x: Any, positions: NDArray[np.intp]) -> Iterator[NDArray[np.floating
         yield block.astype(np.float32) if block.dtype == np.float16 else block
 
 
+def _scores_on_device(plus: _Batch, minus: _Batch) -> Array:
+    """(B,) scores on an accelerator, where a loop over pairs would cost more than the sums."""
+    S_plus, S_minus = _sums_on_device(plus), _sums_on_device(minus)
+    return (S_plus * (S_minus - S_plus)).sum(-1).cpu().numpy()
+
+
 def _sums_on_device(batch: _Batch) -> Any:
-    """(B, d) weighted sums as a float64 tensor, for accelerators: a loop over pairs would cost more than the sums."""
+    """(B, d) weighted sums as a float64 tensor."""
     x = batch.x
     drop = None if batch.keep.all() else ~x.new_tensor(batch.keep).bool().unsqueeze(-1)
     wide = x.dtype if x.element_size() == 8 else x[:0].float().dtype

@@ -135,6 +135,7 @@ def test_landmarks_of_a_batch_are_those_of_its_rows(loss):
     for landmarks in (loss.zeros, loss.kinks, lambda r: (loss.minimiser(r),)):
         assert len(landmarks(refs)) == len(landmarks(0.0))
         for together, *alone in zip(landmarks(refs), *(landmarks(r) for r in refs), strict=True):
+            assert np.shape(together) == refs.shape
             np.testing.assert_array_equal(together, alone)
     # Where it is least: no lower value beside it.
     least = loss.minimiser(refs)

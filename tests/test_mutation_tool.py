@@ -80,9 +80,6 @@ def test_every_module_has_a_fast_subset():
     for file in (ROOT / "theory").rglob("*.py"):
         assert mutation.fast_tests(file.relative_to(ROOT).as_posix())
     assert mutation.fast_tests("theory/losses/dpo.py") != mutation.fast_tests("theory/exact.py")
-    for file, known in mutation.EQUIVALENT.items():
-        there = labels((ROOT / file).read_text())
-        assert set(known) <= there, f"no such mutant of {file}: {set(known) - there}"
 
 
 STRONG = "assert [clip(x) for x in (-2, 1, 3)] == [0, 1, 3]"

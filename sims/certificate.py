@@ -3,7 +3,7 @@
 from numpy.typing import ArrayLike
 
 from sims.embeddings import Embeddings
-from sims.predict import Start, _start_vector
+from sims.predict import Start, start_vector
 from sims.scenarios import no_never_yes
 from theory.certify import Certificate
 from theory.certify import certify as certify_model
@@ -55,7 +55,7 @@ def certify(
             raise ValueError(f"preferred and dispreferred must differ, both are {preferred!r}")
         if token is not None:
             token = embeddings.index(token, "token")
-        h, _, _ = _start_vector(embeddings, plus, minus, hidden, start)
+        h, _, _ = start_vector(embeddings, plus, minus, hidden, start)
         model = UnconstrainedFeatures.single_token(embeddings.W, h, plus, minus, tokens=embeddings.tokens)
     if lr_hidden is None:
         lr_hidden = no_never_yes.KAPPA if embeddings is None else 1.0

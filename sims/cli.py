@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"displacement {arguments.command}: {error}", file=sys.stderr)
         return EXIT_USAGE
     except SolverError as error:
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"displacement {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_demo, _predict, _scan, _losses, _bench):
+    for add in (_demo, _predict, _scan, _losses, _verify, _certify, _bench):
         add(commands)
     return top
 
@@ -108,9 +108,10 @@ def run_demo(arguments: argparse.Namespace) -> int:
 # ---- predict and scan
 
 
-def _file_arguments(c: argparse.ArgumentParser) -> None:
+def _file_arguments(c: argparse.ArgumentParser, optional: bool = False) -> None:
     c.add_argument(
         "file",
+        nargs="?" if optional else None,
         help=".npz with arrays `unembedding` (V, d) and `tokens` (V,), or .safetensors with the unembedding and the "
         "tokens beside it (tokenizer.json, vocab.json, tokens.txt)",
     )
@@ -282,6 +283,127 @@ def run_losses(arguments: argparse.Namespace) -> int:
         print("    parameters  " + (", ".join(f"{p} = {v}" for p, v in row["parameters"].items()) or "none"))
         print(f"    claims      {claims}\n    source      {row['reference']}")
     return EXIT_OK
+
+
+# ---- certify
+
+
+def _certify(commands: Any) -> None:
+    c = _command(
+        commands,
+        "certify",
+        run_certify,
+        "Prove that displacement happens, by ball arithmetic. Without a file: the No/Never/Yes scenario.\n"
+        "With one: your pair. The result is a theorem about exactly these numbers, and about a box around them.\n"
+        "Exit code 0: certified, 1: not certified, 2: the input was wrong.",
+        "displacement certify embeddings.npz --preferred maybe --dispreferred perhaps --kappa inf --box 1e-5",
+    )
+    _file_arguments(c, optional=True)  # nargs="?" for the file
+    c.add_argument("--preferred", help="token y+ (scenario: No)")
+    c.add_argument("--dispreferred", help="token y- (scenario: Never)")
+    c.add_argument("--hidden", help=".npy file with the hidden vector (d,) of the prompt")
+    c.add_argument("--start", metavar="TOKEN=LOG_ODDS,...", help="the start instead, as for `predict`")
+    c.add_argument("--kappa", type=float, help="eta_h / eta_W; 0 freezes h, inf freezes W (1; scenario: 2)")
+    c.add_argument("--loss", help="a loss whose flow is to be shown to get there; default: speak of every margin loss")
+    c.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of that loss")
+    c.add_argument("--margin", type=float, help="margin u1 to look at (the trough)")
+    c.add_argument("--token", help="token said to gain (the one that gains most)")
+    c.add_argument("--box", type=float, metavar="EPS", help="also for every W, h within EPS, entry by entry")
+    c.add_argument(
+        "--thorough", action="store_true", default=None, help="whole path and largest box beyond 4096 tokens"
+    )
+    _json_flag(c)
+
+
+def run_certify(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from sims.certificate import certify
+    from sims.embeddings import read_embeddings
+    from theory.losses import get
+
+    rates: dict[str, Any] = {}
+    if arguments.kappa is not None:
+        if not arguments.kappa >= 0:
+            raise ValueError(f"--kappa must be in [0, inf], got {arguments.kappa:g}")
+        eta_W, eta_h = (0.0, 1.0) if arguments.kappa == float("inf") else (1.0, arguments.kappa)
+        rates = {"lr_unembedding": eta_W, "lr_hidden": eta_h}
+    if arguments.set and not arguments.loss:
+        raise ValueError(f"--set needs --loss, got --set {arguments.set[0]}")
+    if arguments.file and not (arguments.preferred and arguments.dispreferred):
+        raise ValueError("--preferred and --dispreferred must be given with a file")
+    embeddings = None
+    if arguments.file:
+        embeddings = read_embeddings(arguments.file, tensor=arguments.tensor, tokens_path=arguments.tokens_file)
+    start: Any = parse_assignments(arguments.start.split(","), "--start") if arguments.start else None
+    certificate = certify(
+        embeddings,
+        arguments.preferred or "No",
+        arguments.dispreferred or "Never",
+        hidden=np.load(arguments.hidden, allow_pickle=False) if arguments.hidden else None,
+        start=start,
+        loss=get(arguments.loss, **parse_assignments(arguments.set, "--set")) if arguments.loss else None,
+        margin=arguments.margin,
+        token=arguments.token,
+        box=arguments.box,
+        thorough=arguments.thorough,
+        **rates,
+    )
+    _show(certificate, arguments.json)
+    return EXIT_OK if certificate.certified else EXIT_FAILED
+
+
+# ---- verify
+
+
+def _verify(commands: Any) -> None:
+    c = _command(
+        commands,
+        "verify",
+        run_verify,
+        "Try every claim of the theory on random problems. Formulas are compared with differentiation, integrated\n"
+        "flows (float64 and 50 digits) and training, which know none of them; deliberately wrong copies and dropped\n"
+        "hypotheses must be caught; proofs must reduce to zero. Prints and saves the ledger; exit code 1 on a failure.",
+        "displacement verify --instances 1000000 --out my-ledger",
+    )
+    c.add_argument(
+        "--instances",
+        type=int,
+        default=100_000,
+        help="per claim about one-token responses; a tenth of it for sequences (%(default)s)",
+    )
+    c.add_argument("--theorem", action="append", metavar="NAME", help="only this claim (may be repeated)")
+    c.add_argument("--loss", action="append", metavar="NAME", help="draw only this loss (may be repeated)")
+    c.add_argument("--seed", type=int, default=0, help="seed of the random problems (%(default)s)")
+    c.add_argument("--workers", type=int, help="processes (one per core)")
+    c.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("displacement-ledger"),
+        help="for ledger.md and ledger.json (%(default)s)",
+    )
+    _json_flag(c)
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from sims.files import to_json, write_atomically
+    from sims.verify import verify
+
+    ledger = verify(
+        arguments.theorem,
+        arguments.instances,
+        arguments.loss,
+        arguments.seed,
+        workers=arguments.workers,
+        progress=sys.stderr.isatty(),
+    )
+    _show(ledger, arguments.json)
+    write_atomically(arguments.out / "ledger.json", to_json({"version": __version__, **ledger.to_dict()}))
+    write_atomically(arguments.out / "ledger.md", ledger.markdown())
+    if not arguments.json:
+        print(f"written to {arguments.out}/: ledger.md and ledger.json")
+    return EXIT_OK if ledger.ok else EXIT_FAILED
 
 
 # ---- bench

@@ -52,7 +52,8 @@ class Objective:
     @classmethod
     def of_problem(cls, problem: Problem) -> "Objective":
         """The objective of a batch of models already brought into one shape."""
-        return cls(problem.loss, problem.pairs, *(torch.tensor(problem.references[..., i]) for i in (0, 1)))
+        a_ref, b_ref = (torch.tensor(problem.references[..., i]) for i in (0, 1))
+        return cls(problem.loss, problem.pairs, a_ref, b_ref)
 
     def to(self, device: torch.device) -> "Objective":
         """The same objective with its references on a device."""

@@ -64,7 +64,7 @@ def predict(
     plus, minus = embeddings.index(preferred, "preferred"), embeddings.index(dispreferred, "dispreferred")
     if plus == minus:
         raise ValueError(f"preferred and dispreferred must differ, both are {preferred!r}")
-    h, words, log_odds = _start_vector(embeddings, plus, minus, hidden, start)
+    h, words, log_odds = start_vector(embeddings, plus, minus, hidden, start)
     model = UnconstrainedFeatures.single_token(embeddings.W, h, plus, minus, tokens=embeddings.tokens)
     flow = ExactFlow(model, loss, lr_unembedding, lr_hidden)
     record = flow.displacement(top)
@@ -124,7 +124,7 @@ def default_log_odds(W: NDArray[np.floating[Any]], preferred: int, dispreferred:
     return {preferred: value, dispreferred: value - margin}
 
 
-def _start_vector(
+def start_vector(
     embeddings: Embeddings, plus: int, minus: int, hidden: ArrayLike | None, start: Start | None
 ) -> tuple[NDArray[Any], str, dict[int, float]]:
     """(d,) hidden vector, where it came from in words, and the log-odds that state it."""

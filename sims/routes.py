@@ -5,6 +5,7 @@ They share the formula of the loss with `theory`, and nothing else (`tests/test_
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import mpmath
@@ -49,7 +50,8 @@ class Autodiff:
         """Gradients of ln pi(z) in W (B, V, d) and H (B, n, d)."""
         W, H = leaves(problem)
         log_pi = torch.log_softmax(H @ W.transpose(1, 2), dim=-1)
-        return torch.autograd.grad(log_pi[:, z.rows, z.tokens].sum(), (W, H))
+        in_W, in_H = torch.autograd.grad(log_pi[:, z.rows, z.tokens].sum(), (W, H))
+        return in_W, in_H
 
     def rate(self, problem: Problem, z: Positions) -> Array:
         """(B,) d/dt ln pi(z): the chain rule through the velocity of the parameters."""
@@ -103,7 +105,7 @@ class Integrated:
         start = [mpmath.mpf(float(x)) for x in np.concatenate([problem.W[i].ravel(), problem.H[i].ravel()])]
         refs = [[mpmath.mpf(float(x)) for x in r] for r in problem.references[i]]
 
-        def objective(x: list) -> mpmath.mpf:
+        def objective(x: list) -> Any:
             total = mpmath.mpf(0)
             for (w, l), r in zip(problem.pairs, refs, strict=True):
                 a, b = _log_prob(x, size, d, w), _log_prob(x, size, d, l)
@@ -121,7 +123,7 @@ class Integrated:
         return _runge_kutta(velocity, start, -self.step), _runge_kutta(velocity, start, self.step)
 
 
-def _runge_kutta(velocity: Callable[[list], list], x: list, e: mpmath.mpf) -> list:
+def _runge_kutta(velocity: Callable[[list], list], x: list, e: Any) -> list:
     """One classical step of order 4."""
     k1 = velocity(x)
     k2 = velocity([a + e / 2 * k for a, k in zip(x, k1, strict=True)])
@@ -131,7 +133,7 @@ def _runge_kutta(velocity: Callable[[list], list], x: list, e: mpmath.mpf) -> li
     return [a + e / 6 * (p + 2 * q + 2 * r + s) for a, p, q, r, s in slopes]
 
 
-def _log_prob(x: list, size: int, d: int, y: Positions) -> mpmath.mpf:
+def _log_prob(x: list, size: int, d: int, y: Positions) -> Any:
     """ln pi(y) of parameters in one list, W's rows first."""
     total = mpmath.mpf(0)
     for row, token in zip(y.rows, y.tokens, strict=True):
@@ -163,8 +165,9 @@ class Simulated(Autodiff):
     def descent(self, problem: Problem, step: float, steps: int, method: str = "gradient") -> Run:
         """Training with learning rates step * (eta_W, eta_h): "gradient", "heavy_ball" or "nesterov" (0.9), "sign"."""
         optimizer = OPTIMIZERS[method](step)
-        start = Objective.of_problem(problem), *(x.detach() for x in leaves(problem))
-        return Run(*train(*start, optimizer, steps, problem.lr_unembedding, problem.lr_hidden))
+        W, H = (x.detach() for x in leaves(problem))
+        rates = problem.lr_unembedding, problem.lr_hidden
+        return Run(*train(Objective.of_problem(problem), W, H, optimizer, steps, *rates))
 
 
 OPTIMIZERS: dict[str, Callable[[float], Optimizer]] = {

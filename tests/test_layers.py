@@ -13,7 +13,7 @@ ROUTE = [ROOT / "sims" / name for name in ("flow.py", "descent.py", "objective.p
 # What holds a closed form, a derivative or a path: the simulated route may not see any of it.
 CLOSED = {
     "theory.rates", "theory.exact", "theory.path", "theory.clock", "theory.motion", "theory.displacement",
-    "theory.extrema", "theory.descent", "theory._quadrature",
+    "theory.extrema", "theory.descent", "theory._quadrature", "theory.certify",
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from theory._check import FloatArray, check_number
 from theory.losses import Interval, Loss, MarginForm, MarginLoss, Pair
 from theory.model import Context, Response, Sample, UnconstrainedFeatures, _as_response, inner_products
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 RATE = Interval(low=0.0, open_low=False)
 _BLOCK = 4096  # rows of a large W widened to float64 at a time
 
@@ -202,9 +202,9 @@ class Problem:
         same = np.equal.outer(v.rows, w.rows)
         unembedding = np.zeros(hidden.shape)
         if same.any():
-            k, l = same.any(1), same.any(0)
+            k, l = np.nonzero(same.any(1))[0], np.nonzero(same.any(0))[0]  # the positions that meet another
             inner = self.through_rows(E[:, k]) @ self.through_rows(F[:, l]).transpose(0, 2, 1)
-            unembedding[np.ix_(range(len(self)), np.nonzero(k)[0], np.nonzero(l)[0])] = inner
+            unembedding[:, k[:, None], l] = inner
         return Overlap(E @ F.transpose(0, 2, 1), hidden, unembedding * same)
 
     def inner(self, v: Positions, w: Positions) -> Array:

@@ -27,7 +27,7 @@ from scipy.special import log_softmax
 
 from theory.problem import Positions, Problem
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
 
@@ -92,6 +92,11 @@ class Proof:
 
     expressions: tuple[Any, ...]
     covers: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether every expression is the number 0."""
+        return all(e == 0 for e in self.expressions)
 
 
 class Theorem:
@@ -176,7 +181,7 @@ def relative(difference: Array, scale: Array) -> Array:
         return np.where(difference == 0, 0.0, difference / scale)
 
 
-def excess(left: Array, right: Array, scale: Array) -> Array:
+def excess(left: Array, right: Array | float, scale: Array) -> Array:
     """How far `left <= right` is violated, relative to `scale`; 0 where it holds."""
     return relative(np.maximum(left - right, 0.0), scale)
 

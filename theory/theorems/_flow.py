@@ -1,6 +1,6 @@
 """What claims about whole paths share: how long to run, and the vectors that move."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from theory.problem import Problem
 from theory.theorems._base import Mask, Run, everywhere, is_single_token
 from theory.theorems._single import Branch, dot
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 FLOW_TOLERANCE = 1e-8  # of a path integrated at rtol 1e-11, relative to its own size
 
 

@@ -1,6 +1,7 @@
 """What the single-token theorems are written in: inner products and probabilities of one context."""
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from theory.model import Response
 from theory.problem import Problem
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 
 class Branch:

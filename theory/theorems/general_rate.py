@@ -33,7 +33,7 @@ class GeneralRate(RateTheorem):
         return probe_of(problem)
 
     def terms(self, problem: Problem, z: Positions) -> dict[str, Array]:
-        total = {name: np.zeros(len(problem)) for name in self.knobs}
+        total: dict[str, Array] = {name: np.zeros(len(problem)) for name in self.knobs}
         for i, pair in enumerate(problem.pairs):
             for sign, d, y, side in zip((1, -1), problem.incentives, pair, ("y+", "y-"), strict=True):
                 parts, weight = problem.overlap(z, y), sign * d[:, i] / len(problem.pairs)

@@ -72,8 +72,8 @@ class TroughBounds(Theorem):
 
     name = "trough_bounds"
     statement = (
-        r"$-\ln(1+e^{-u_0}+(V-2)e^{D^*})\le\min_t\ln\pi_+\le-\ln(1+e^{D^*})$, $D^*=\max_z\max_{x\ge1}D_z(x)$, at roots of"
-        r" $Px^4-4\omega\alpha_zx^3+4\omega\beta_zx+Q$"
+        r"$-\ln(1+e^{-u_0}+(V-2)e^{D^*})\le\min_t\ln\pi_+\le-\ln(1+e^{D^*})$, $D^*=\max_z\max_{x\ge1}D_z(x)$, at roots"
+        r" of $Px^4-4\omega\alpha_zx^3+4\omega\beta_zx+Q$"
     )
     source = "exact_solution E4"
     kind = "inequality"

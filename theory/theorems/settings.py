@@ -48,7 +48,8 @@ def problem(
     H = scale[1] * rng.standard_normal((B, len(contexts), d))
     _plant_extremes(rng, W, H, samples[0])
     rates = np.exp(rng.uniform(-2, 2, size=2)) * np.array([(1, 1), (1, 1), (1, 1), (0, 1), (1, 0)])[rng.integers(5)]
-    new = Problem(W, H, tuple(samples), contexts, np.zeros((B, len(samples), 2)), loss, *map(float, rates), probe)
+    eta_W, eta_h = map(float, rates)
+    new = Problem(W, H, tuple(samples), contexts, np.zeros((B, len(samples), 2)), loss, eta_W, eta_h, probe)
     # The reference: the start itself in half of the instances, some other model in the rest.
     start = np.stack([np.stack([new.log_prob(w), new.log_prob(l)], axis=1) for w, l in new.pairs], axis=1)
     other = rng.standard_normal(start.shape) * (rng.random((B, 1, 1)) < 0.5)

@@ -249,38 +249,67 @@ def weight_decay(k: Factors = one) -> Proof:
 # ---- discrete steps, kernels
 
 
-def descent(k: Factors = one) -> Proof:
-    """E6: one step of gradient descent is p <- (1 + eta omega G) p, q <- (1 - eta omega G) q."""
+def gradient_descent_recursion(k: Factors = one) -> Proof:
+    """E6: one step is p <- (1 + eta omega G) p, q <- (1 - eta omega G) q, I <- (1 - omega^2 eta^2 G^2) I."""
     after = {v: v + step * G * rate for v, rate in RATES.items()}
     put = lambda e: e.subs(after, simultaneous=True)  # noqa: E731
-    w0 = roots[omega]
+    by = step * roots[omega] * G
     before, later = (eta_h * dot(v, v) - 2 * eta_W * dot(r, r) for v, r in ((a, h), (put(a), put(h))))
-    frozen = lambda eta, v: dot(v + step * G * RATES[v], h + a - v) - dot(a, h)  # noqa: E731
     pairs = [
-        (put(p), {"p": (1 + step * w0 * G) * p}),
-        (put(q), {"q": (1 - step * w0 * G) * q}),
-        (later, {"I": before, "drift of I": -((w0 * step * G) ** 2) * before}),
-        (frozen(eta_h, a), {"W alone": step * G * 2 * eta_W * dot(h, h)}),
-        (frozen(eta_W, h), {"h alone": step * G * eta_h * dot(a, a)}),
+        (put(p) - p, {"growth": by * p}),
+        (put(q) - q, {"decay": -by * q}),
+        (later - before, {"drift": -(by**2) * before}),
     ]
     return zeros(pairs, k, PAIR + ", every step size")
 
 
-def kernel_modes(k: Factors = one) -> Proof:
-    """E8 (and E7 for constant slopes): per mode, cosh and sinh; k a^2 - 2 eta_W h^2 stays; du/dtau."""
-    kappa, a0, h0 = sp.symbols("k a_0 h_0", positive=True)
-    w0 = sp.sqrt(2 * eta_W * kappa)
-    ch, sh = sp.cosh(w0 * tau), sp.sinh(w0 * tau) / w0
-    at, ht = a0 * ch + 2 * eta_W * h0 * sh, h0 * ch + kappa * a0 * sh
-    invariant = lambda v, r: kappa * v**2 - 2 * eta_W * r**2  # noqa: E731
-    exp = lambda e: sp.expand(e.rewrite(sp.exp))  # noqa: E731
+def frozen_group_recursion(k: Factors = one) -> Proof:
+    """E6: one group frozen, a step is u <- u + eta K0 G."""
+    only_a = dot(a + step * G * RATES[a], h) - dot(a, h)
+    only_h = dot(a, h + step * G * RATES[h]) - dot(a, h)
     pairs = [
-        (exp(sp.diff(at, tau)), {"a": exp(2 * eta_W * ht)}),
-        (exp(sp.diff(ht, tau)), {"h": exp(kappa * at)}),
-        (exp(invariant(at, ht)), {"invariant": invariant(a0, h0)}),
-        (exp(sp.diff(at * ht, tau)), {"|h|^2": exp(2 * eta_W * ht**2), "k |a|^2": exp(kappa * at**2)}),
+        (only_a, {"speed": step * G * 2 * eta_W * dot(h, h)}),
+        (only_h, {"speed": step * G * eta_h * dot(a, a)}),
     ]
-    return zeros(pairs, k, PAIR.replace("every d", "every d, every constant feature kernel"))
+    return zeros(pairs, k, PAIR + ", every step size")
+
+
+def kernel_path(k: Factors = one) -> Proof:
+    """E8: per mode of the kernel a' = 2 eta_W h, h' = k a is solved by cosh and sinh, and k a^2 - 2 eta_W h^2 stays."""
+    kappa, a0, h0 = sp.symbols("k a_0 h_0", positive=True)
+    of_omega, into_a, into_h, of_invariant = (
+        weighted({name: sp.Integer(1)}, k) for name in ("frequency", "into a", "into h", "invariant")
+    )
+    w0 = of_omega * sp.sqrt(2 * eta_W * kappa)
+    ch, sh = sp.cosh(w0 * tau).rewrite(sp.exp), (sp.sinh(w0 * tau).rewrite(sp.exp) / w0 if w0 != 0 else tau)
+    at, ht = a0 * ch + into_a * 2 * eta_W * h0 * sh, h0 * ch + into_h * kappa * a0 * sh
+    invariant = lambda v, r: kappa * v**2 - of_invariant * 2 * eta_W * r**2  # noqa: E731
+    differences = [
+        sp.diff(at, tau) - 2 * eta_W * ht,
+        sp.diff(ht, tau) - kappa * at,
+        invariant(at, ht) - invariant(a0, h0),
+    ]
+    return zeros([(e, {}) for e in differences], k, PAIR + ", every constant feature kernel")
+
+
+def kernel_clock(k: Factors = one) -> Proof:
+    """E8: a mode adds 2 eta_W h^2 + k a^2 to du/dtau."""
+    kappa = sp.Symbol("k", positive=True)
+    speed = moved(a * h, {h: kappa * a, a: 2 * eta_W * h})
+    terms = {"kernel": kappa * a**2}
+    return zeros([(speed - 2 * eta_W * h**2, terms)], k, PAIR + ", every constant feature kernel")
+
+
+def constant_slope_modes(k: Factors = one) -> Proof:
+    """E7: for constant slopes a singular value of B couples one combination of hidden vectors and one of rows."""
+    sigma, H0, W0 = sp.symbols("sigma H_0 W_0", positive=True)
+    of_omega, exchange = (weighted({name: sp.Integer(1)}, k) for name in ("frequency", "exchange"))
+    w0, ratio = of_omega * sigma * sp.sqrt(eta_W * eta_h), sp.sqrt(eta_h / eta_W)
+    ch, sh = (f(w0 * t).rewrite(sp.exp) for f in (sp.cosh, sp.sinh))
+    Ht, Wt = ch * H0 + exchange * ratio * sh * W0, ch * W0 + exchange * sh * H0 / ratio
+    differences = [sp.diff(Ht, t) - eta_h * sigma * Wt, sp.diff(Wt, t) - eta_W * sigma * Ht]
+    covers = "every d, V and number of prompts with one-token pairs, constant slopes (in sigma)"
+    return zeros([(e, {}) for e in differences], k, covers)
 
 
 def decoupling(k: Factors = one) -> Proof:

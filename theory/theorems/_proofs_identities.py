@@ -127,10 +127,23 @@ def swap(k: Factors = one) -> Proof:
     return claim(one_way, {"swapped": other_way}, k, TOKENS, tokens_differ)
 
 
-def margins_without_softmax(k: Factors = one) -> Proof:
-    """E7: the logits' C is diag(G) B, B the signed incidence matrix over |D|: no probability in it."""
-    entry = {"y+": slope(x) * delta(y, y_plus(x)) / D, "y-": -slope(x) * delta(y, y_minus(x)) / D}
-    return claim(_descent(_token_pairs(), x, y), entry, k, DATA_SETS)
+def margins_need_no_softmax(k: Factors = one) -> Proof:
+    """E7: C W and C^T H (in inner products with any other row) have no probability in them."""
+    C = _descent(_token_pairs(), b, y)
+    of_H = total(lambda v: C.xreplace({b: x, y: v}) * M(v, r), V, "v")
+    of_W = total(lambda c: C.xreplace({b: c}) * N(c, r), D, "c")
+    named_by = lambda s: delta(y, y_plus(s)) - delta(y, y_minus(s))  # noqa: E731
+    proofs = [
+        claim(of_H, {"hidden vectors": slope(x) * along(y_plus(x), y_minus(x), r) / D}, k, ""),
+        claim(of_W, {"unembeddings": total(lambda s: slope(s) * named_by(s) * N(s, r), D, "s") / D}, k, ""),
+    ]
+    return joined(proofs, DATA_SETS)
+
+
+def prompts_decouple(k: Factors = one) -> Proof:
+    """E7, W frozen: the C of a prompt is that of its own sample over |D| (with W trained: `disjoint_pairs`)."""
+    own = loss(slope(x), log_pi(x, y_plus(x)) - log_pi(x, y_minus(x)))
+    return claim(_descent(_token_pairs(), x, y), {"speed": _descent(own, x, y) / D}, k, DATA_SETS + ", W frozen")
 
 
 def disjoint_pairs(k: Factors = one) -> Proof:
@@ -182,21 +195,25 @@ def _along_direction(z: Expr, ascended: Expr) -> Expr:
 
 
 def squeezing(k: Factors = one) -> Proof:
-    """theory C4: ascent on -ln pi(y) in the logits moves ln pi(z) by pi_z - 1[z=y] - |pi|^2 + pi_y (first order)."""
-    terms = {
-        "own probability": pi(x, other),
-        "token named": -delta(other, y),
-        "|pi|^2": -total(lambda i: pi(x, i) ** 2, V),
-        "its probability": pi(x, y),
-    }
-    return claim(_along_direction(other, -log_pi(x, y)), terms, k, SOFTMAX + ", every token")
+    """theory C4: ascent on -ln pi(y) moves the logits by pi - e_y, and ln pi(z), to first order, by
+    pi_z - 1[z=y] - |pi|^2 + pi_y."""
+    pushed = -log_pi(x, y)
+    squared = total(lambda i: pi(x, i) ** 2, V)
+    proofs = [
+        claim(sp.diff(pushed, L[x, r]), {"own probability": pi(x, r), "the token pushed": -delta(r, y)}, k, ""),
+        claim(_along_direction(r, pushed) - (pi(x, r) - delta(r, y) - squared + pi(x, y)), {}, k, ""),
+    ]
+    return joined(proofs, SOFTMAX + ", every token, to first order in the step")
 
 
-def single_context(k: Factors = one) -> Proof:
-    """theory C4: ascent on a margin in one context leaves no |pi|^2: ln pi_+ moves by 1 - pi_+ + pi_- >= 0."""
+def pair_cancels_squeezing(k: Factors = one) -> Proof:
+    """theory C4: ascent on a margin in one context moves the logits by e_+ - e_-, and ln pi_+ by 1 - pi_+ + pi_-."""
     margin = log_pi(x, plus) - log_pi(x, minus)
-    terms = {"token named": sp.Integer(1), "y+": -pi(x, plus), "y-": pi(x, minus)}
-    return claim(_along_direction(plus, margin), terms, k, SOFTMAX, tokens_differ)
+    proofs = [
+        claim(sp.diff(margin, L[x, r]), {"y+": delta(r, plus), "y-": -delta(r, minus)}, k, ""),
+        claim(_along_direction(plus, margin) - mass(x, plus, minus), {}, k, "", tokens_differ),
+    ]
+    return joined(proofs, SOFTMAX)
 
 
 def alpha_bounds(k: Factors = one) -> Proof:

@@ -73,9 +73,7 @@ class World:
         if isinstance(e, sp.MatMul):
             number, matrices = e.as_coeff_matrices()
             return self.value(number) * np.linalg.multi_dot([*map(self.value, matrices)])
-        if isinstance(e, sp.MatAdd):
-            return sum(self.value(part) for part in e.args)
-        if isinstance(e, sp.Add):
+        if isinstance(e, sp.Add | sp.MatAdd):
             return sum(self.value(part) for part in e.args)
         if isinstance(e, sp.Mul):
             out = 1
@@ -113,8 +111,7 @@ def world_of(problem, x, labels, tokens=None, letters=None):
         "eta_W": problem.lr_unembedding, "eta_h": problem.lr_hidden, **(letters or {}),
     }  # fmt: skip
     symbols |= dict(zip(labels, responses, strict=True)) | {name: t + 1 for name, t in (tokens or {}).items()}
-    sides = {"plus": 0, "minus": 1}
-    for name, side in sides.items():
+    for side, name in enumerate(("plus", "minus")):
         responses |= {(name, s + 1): pair[side] for s, pair in enumerate(problem.pairs)}
 
     def row(v, k):
@@ -166,19 +163,11 @@ def random_world(seed=0):
         "plus": lambda s: s, "minus": lambda s: s + 2, "y_+": lambda s: 1 + s % 4, "y_-": lambda s: 1 + (s + 2) % 4,
     }  # fmt: skip
     functions |= {"matrix W": lambda: W, "matrix H": lambda: H, "matrix C": lambda: C}
-    symbols = {
-        "V": 4,
-        "X": 3,
-        "D": 2,
-        "d": 2,
-        "x": 1,
-        "c": 1 + seed % 3,
-        "j": 1,
-        "v": 2,
-        "r": 1 + seed // 2,
-        "y": 1 + seed % 4,
-    }
-    symbols |= {"y_+": 1, "y_-": 2, "z": 3, "z~": 4}
+    sizes, fixed = (
+        {"V": 4, "X": 3, "D": 2, "d": 2, "size": 3},
+        {"x": 1, "j": 1, "v": 2, "z": 3, "z~": 4, "y_+": 1, "y_-": 2},
+    )
+    symbols = sizes | fixed | {"c": 1 + seed % 3, "r": 1 + seed // 2, "y": 1 + seed % 4}
     return World(Drawn(number, symbols), Drawn(lambda name: lambda *at: values[name, *at], functions))
 
 

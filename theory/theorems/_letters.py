@@ -31,7 +31,7 @@ x, plus, minus, other, another = (index(s) for s in ("x", "y_+", "y_-", "z", "z~
 
 def named(name: str) -> Expr:
     """A function of whatever it is called with, for instance of the sample."""
-    return sp.Function(name, integer=True)
+    return sp.Function(name)
 
 
 slope, d_w, d_l, n = (named(s) for s in ("G", "d_w", "d_l", "n"))
@@ -43,7 +43,7 @@ PREFIXES = "every d and V, responses of every length that share any prefix"
 
 
 class loss(Letter):
-    """An arbitrary differentiable l(u); the first argument names -l'(u)."""
+    """An arbitrary differentiable l(u), the last argument; the first names -l'(u)."""
 
     nargs = 2
 
@@ -53,7 +53,7 @@ class loss(Letter):
 
 
 class pair_loss(Letter):
-    """An arbitrary differentiable L(a, b); the first two arguments name -dL/da and dL/db."""
+    """An arbitrary differentiable L(a, b), the last two arguments; the first two name -dL/da and dL/db."""
 
     nargs = 4
 

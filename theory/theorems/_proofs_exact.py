@@ -231,6 +231,17 @@ def dpo_clock(k: Factors = one) -> Proof:
     return zeros(pairs, k, "every d and V, one-token responses, DPO, one group frozen")
 
 
+def margin_logarithmic(k: Factors = one) -> Proof:
+    """Bound 5: beta/2 - G has the sign of m, and d/dt e^{beta m} = beta^2 K - beta K G <= beta^2 Kmax."""
+    G_at = -sp.diff(sp.log(1 + sp.exp(-beta * m)), m)
+    tanh = (sp.exp(beta * m) - 1) / (sp.exp(beta * m) + 1)  # of beta m/2
+    pairs = [
+        (G_at + beta / 2 * tanh, {"slope bound": beta / 2}),
+        (sp.diff(sp.exp(beta * m), m) * G_at * K + beta * K * G_at, {"logarithm": beta**2 * K}),
+    ]
+    return zeros(pairs, k, "every d and V, one-token responses, DPO from its reference")
+
+
 def weight_decay(k: Factors = one) -> Proof:
     """E5: with decay lambda on everything p' = (omega G - lambda) p, so it rests where G = lambda/omega, and there
     pi_+ = 1/(1 + e^{-u} + (V-2) e^{-u/2}) as q, s and the other rows have decayed."""

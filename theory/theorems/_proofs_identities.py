@@ -120,6 +120,15 @@ def margin_rises(k: Factors = one) -> Proof:
     return claim(flow(u, loss(G, u)), terms, k, ONE_SAMPLE)
 
 
+def cauchy_schwarz(k: Factors = one) -> Proof:
+    """Bound 2, squared: rate = G <v, w> with v = grad ln pi(z), w = grad u, and Lagrange's identity in coordinates."""
+    v, w, size = named("grad_z"), named("grad_u"), sp.Symbol("size", integer=True, positive=True)
+    product = lambda f, g: total(lambda i: f(i) * g(i), size)  # noqa: E731
+    cross = total(lambda i: total(lambda j: (v(i) * w(j) - v(j) * w(i)) ** 2, size, "j"), size)
+    rest = (G * product(v, w)) ** 2 + G**2 * cross / 2
+    return claim(rest, {"bound": G**2 * product(v, v) * product(w, w)}, k, "every number of parameters and model")
+
+
 def swap(k: Factors = one) -> Proof:
     """Swapping + and - keeps K."""
     margins = [log_pi(x, v) - log_pi(x, w) for v, w in ((plus, minus), (minus, plus))]

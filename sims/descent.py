@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sims.objective import Objective, pick_device, stacked
+from sims.objective import Objective, few_threads, pick_device, stacked
 from sims.trajectory import Trajectory
 from theory._check import POSITIVE, SolverError, check_count, check_number, unknown
 from theory.losses import Interval, Loss
@@ -139,15 +139,16 @@ def train(
     build = optimizer.build if isinstance(optimizer, Optimizer) else optimizer
     opt = build(groups)
     kept, times = [(W.detach().cpu().clone(), H.detach().cpu().clone())], [0]
-    for i in tqdm(range(1, steps + 1), disable=not progress, desc=type(opt).__name__):
-        opt.zero_grad(set_to_none=True)
-        value = objective(W, H).sum()
-        value.backward()
-        opt.step()
-        if not (torch.isfinite(value) and torch.isfinite(W).all() and torch.isfinite(H).all()):
-            raise SolverError(f"training with {optimizer!r} on {objective.loss!r} left float range at step {i}")
-        if i % every == 0 or i == steps:
-            kept.append((W.detach().cpu().clone(), H.detach().cpu().clone()))
-            times.append(i)
+    with few_threads(W.numel() + H.numel()):
+        for i in tqdm(range(1, steps + 1), disable=not progress, desc=type(opt).__name__):
+            opt.zero_grad(set_to_none=True)
+            value = objective(W, H).sum()
+            value.backward()
+            opt.step()
+            if not (torch.isfinite(value) and torch.isfinite(W).all() and torch.isfinite(H).all()):
+                raise SolverError(f"training with {optimizer!r} on {objective.loss!r} left float range at step {i}")
+            if i % every == 0 or i == steps:
+                kept.append((W.detach().cpu().clone(), H.detach().cpu().clone()))
+                times.append(i)
     W_kept, H_kept = (torch.stack(x).numpy() for x in zip(*kept, strict=True))
     return np.array(times, dtype=np.float64), W_kept, H_kept

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import solve_ivp
 from tqdm.auto import tqdm
 
-from sims.objective import Objective, pick_device, stacked
+from sims.objective import Objective, few_threads, pick_device, stacked
 from sims.trajectory import Trajectory
 from theory._check import SolverError, check_number, check_times
 from theory.losses import Interval, Loss
@@ -20,6 +20,7 @@ from theory.model import UnconstrainedFeatures
 
 Array = NDArray[np.float64]
 _RATE = Interval(low=0.0, open_low=False)
+MAX_EVALUATIONS = 200_000  # gradients of one integration: minutes for a small model, far beyond any smooth flow
 
 
 def gradient_flow(
@@ -95,9 +96,18 @@ def integrate(
     place, size_W = pick_device(device), W0.numel()
     objective = objective.to(place)
 
-    with tqdm(total=float(grid[-1]), disable=not progress, desc="gradient flow", unit="t") as bar:
+    bar = tqdm(total=float(grid[-1]), disable=not progress, desc="gradient flow", unit="t")
+    with bar, few_threads(size_W + H0.numel()):
+        evaluations = 0
 
         def velocity(t: float, state: Any) -> Any:
+            nonlocal evaluations
+            evaluations += 1
+            if evaluations > MAX_EVALUATIONS:
+                raise SolverError(
+                    f"gradient flow of {objective.loss!r} stuck at t = {t:g} after {MAX_EVALUATIONS} gradients; "
+                    "a loss with kinks may have no smooth flow where several samples pull on one"
+                )
             x = torch.from_numpy(np.ascontiguousarray(state)).to(place)
             W = x[:size_W].view_as(W0).requires_grad_()
             H = x[size_W:].view_as(H0).requires_grad_()

@@ -4,7 +4,8 @@ Everything simulated differentiates this by automatic differentiation. It shares
 other formula.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,6 +84,17 @@ def stacked(models: Sequence[UnconstrainedFeatures]) -> tuple[Tensor, Tensor]:
         torch.tensor(np.stack([m.W for m in models]), dtype=torch.float64),
         torch.tensor(np.stack([m.H for m in models]), dtype=torch.float64),
     )
+
+
+@contextmanager
+def few_threads(size: int) -> Iterator[None]:
+    """torch on one thread for models of few numbers, where waiting for the others costs many times the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if size < 100_000 else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -126,7 +126,13 @@ class Theorem:
         raise NotImplementedError(f"{type(self).__name__} must define residual(problem, route)")
 
     def proof(self) -> Proof | None:
-        """Symbolic proof, if there is one."""
+        """Symbolic proof, if there is one. Default: the function of the claim's name in the modules `_proofs_*`."""
+        from theory.theorems import _proofs_exact, _proofs_identities, _proofs_rates
+
+        for module in (_proofs_rates, _proofs_identities, _proofs_exact):
+            prove = vars(module).get(self.name)
+            if prove is not None:
+                return prove(self.k)
         return None
 
     def k(self, knob: str) -> float:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.losses import MarginForm, MarginLoss
+from theory.losses import SFT, MarginForm, MarginLoss, Weighted
 from theory.problem import Problem
 from theory.theorems._base import Mask, Run, everywhere, is_single_token
 from theory.theorems._single import Branch, dot
@@ -49,7 +49,13 @@ def times_for(problem: Problem, points: int = 4) -> Array:
 
 
 def tame(problem: Problem) -> Mask:
-    """(B,) instances that those times do not carry out of all proportion (constant slopes grow exponentially)."""
+    """(B,) instances that those times do not carry out of all proportion (constant slopes grow exponentially).
+
+    None where a kink of the loss can be a place to stay: several samples, or another term, may push back and forth
+    across it, and an integrator would chatter there.
+    """
+    if not smooth(problem) and not (len(problem.samples) == 1 and problem.has_margin_loss):
+        return everywhere(problem, False)
     return speed_of(problem) * times_for(problem)[-1] < 20
 
 
@@ -66,8 +72,9 @@ def moving(problem: Problem, run: Run) -> tuple[Array, Array, Array]:
 
 
 def smooth(problem: Problem) -> bool:
-    """A margin loss without kinks, which an adaptive integrator follows to its tolerance."""
-    return isinstance(problem.loss, MarginLoss) and not problem.loss.kinks(0.0)
+    """A loss whose margin form has no kinks, which an adaptive integrator follows to its tolerance."""
+    loss = problem.loss.base if isinstance(problem.loss, SFT | Weighted) else problem.loss
+    return isinstance(loss, MarginLoss) and not loss.kinks(0.0)
 
 
 def form_of(problem: Problem, i: int) -> MarginForm:

@@ -99,8 +99,8 @@ def hyperbolic(k: Factors = one) -> Proof:
     pairs = [
         (moved(p), {"growth": w0 * p}),
         (moved(q), {"decay": -w0 * q}),
-        (eta_h * dot(a, a) - 2 * eta_W * dot(h, h), {"<p, q>": -dot(p, q)}),
-        (eta_h * dot(a, moved(a)), {"|h|^2": 2 * eta_W * dot(h, moved(h))}),
+        (eta_h * dot(a, a) - 2 * eta_W * dot(h, h) + dot(p, q), {}),
+        (eta_h * dot(a, moved(a)) - 2 * eta_W * dot(h, moved(h)), {}),
     ]
     return zeros(pairs, k, PAIR)
 
@@ -225,8 +225,8 @@ def dpo_clock(k: Factors = one) -> Proof:
     pairs = [
         (sp.diff(clock, z) * beta * at(u_ref + z / beta), {"clock": beta**2 * K0}),
         (clock.subs(z, 0), {}),
-        (sp.diff(wright, v) * beta * v * at(u_ref + sp.log(v) / beta), {"wright omega": beta**2 * K0}),
-        (wright.subs(v, v0), {"start": beta * (u0 - u_ref) + v0}),
+        (sp.diff(wright, v) * beta * v * at(u_ref + sp.log(v) / beta) - beta**2 * K0, {}),
+        (wright.subs(v, v0) - beta * (u0 - u_ref) - v0, {}),
     ]
     return zeros(pairs, k, "every d and V, one-token responses, DPO, one group frozen")
 
@@ -249,10 +249,10 @@ def weight_decay(k: Factors = one) -> Proof:
     w0, number = roots[omega], sp.Symbol("V", positive=True)
     e = sp.Symbol("e", positive=True)  # e^{u/2}; logits u/2, -u/2, 0, ..., 0
     pairs = [
-        (moved(p, rates), {"p": (w0 * G - lam) * p}),
-        (moved(q, rates), {"q": (-w0 * G - lam) * q}),
+        (moved(p, rates) + lam * p, {"growth rate": w0 * G * p}),
+        (moved(q, rates) + (w0 * G + lam) * q, {}),
         (moved(p, rates).subs(G, lam / w0), {}),
-        (e / (e + 1 / e + number - 2), {"pi_+": 1 / (1 + 1 / e**2 + (number - 2) / e)}),
+        ((e + 1 / e + number - 2) / e - 1 - 1 / e**2, {"others": (number - 2) / e}),  # 1/pi_+
     ]
     return zeros(pairs, k, "every d and V, one-token responses, every margin loss, equal weight decay, P > 0")
 

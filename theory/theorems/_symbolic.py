@@ -7,8 +7,8 @@ sympy differentiates such sums, but has no normal form for them. `reduce` brings
     distribute products over sums, sum_i delta_{i,w} f(i) = f(w) (every index named lies in its range),
     sum_i pi(i|c) = 1, and rename what is left of the bound indices in one canonical order.
 
-Only indices of one kind are ever equated. Two expressions whose difference reduces to 0 are equal; the converse need not
-hold (no other identity is known here).
+Only indices of one kind are ever equated. Two expressions whose difference reduces to 0 are equal; the converse need
+not hold (no other identity is known here).
 """
 
 import itertools

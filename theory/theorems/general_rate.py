@@ -3,8 +3,7 @@
 import numpy as np
 
 from theory.problem import Positions, Problem
-from theory.theorems import _proofs_rates
-from theory.theorems._base import Array, Proof, RateTheorem, Sharpness, probe_of
+from theory.theorems._base import Array, RateTheorem, Sharpness, probe_of
 
 
 class GeneralRate(RateTheorem):
@@ -40,6 +39,3 @@ class GeneralRate(RateTheorem):
                 total[f"unembedding, with {side}"] += weight * parts.through_h(problem.lr_hidden)
                 total[f"hidden, with {side}"] += weight * parts.through_W(problem.lr_unembedding)
         return total
-
-    def proof(self) -> Proof:
-        return _proofs_rates.general_rate(self.k)

@@ -10,6 +10,7 @@ from theory.problem import Positions, Problem
 from theory.theorems._base import (
     Array,
     Mask,
+    Proof,
     Route,
     Run,
     Sharpness,
@@ -19,7 +20,7 @@ from theory.theorems._base import (
     is_single_token,
     relative,
 )
-from theory.theorems._flow import FLOW_TOLERANCE, is_single_margin, start_of, times_for
+from theory.theorems._flow import FLOW_TOLERANCE, is_single_margin, moving, start_of, times_for
 from theory.theorems._single import Branch, dot
 
 # Slope 1 at any margin: its time is loss-time, and by path universality what it shows holds for every margin loss.
@@ -254,6 +255,56 @@ class NeverFallsWithFixedFeatures(Theorem):
         run = route.flow(unit, np.linspace(0, 2, 5) / max(float(np.median(start_of(unit).K0)), 1e-6))
         falls = self.k("direction") * -np.diff(_of_preferred(unit, run), axis=0)
         return np.maximum(falls, 0.0).max(0)
+
+    def proof(self) -> Proof:
+        from theory.theorems import _proofs_rates
+
+        return _proofs_rates.fixed_features()  # the rate itself is >= 0 wherever the flow comes
+
+
+class LargeRatio(Theorem):
+    """Hidden vectors much faster than unembeddings: how deep the fall is, and at which margin it ends."""
+
+    name = "large_ratio"
+    statement = (
+        r"$\kappa\to\infty$, $r=r_{\max}>1$, $n=|a_0|^2$, $c=(r+\sqrt{r^2+8})/4$: the trough of $\ln\pi_+$ is"
+        r" $\sim-n\sqrt{\kappa/8}\sqrt{c^2-1}(r-c)$, the recovery margin $\sim n\sqrt{\kappa/2}\,r\sqrt{r^2-1}$"
+    )
+    source = "exact_solution E4"
+    kind = "limit"
+    routes = ("simulated",)
+    knobs = ("depth", "recovery")
+    tolerance = 1e-2  # relative, at kappa = 1e12, for r_max above 1.2
+    sharpness = (Sharpness("kappa large", None, "at moderate kappa the start's logits count as well"),)
+
+    def applies(self, problem: Problem) -> Mask:
+        x = Branch(problem)
+        n = dot(x.a, x.a)
+        return is_single_margin(problem) & (self._ratio(problem) > 1.2) & (n > 0.05) & (abs(x.h).max(1) < 3)
+
+    def _ratio(self, problem: Problem) -> Array:
+        x = Branch(problem)
+        s = x.W(x.plus) + x.W(x.minus)
+        return (2 * x.along[:, x.others].max(1) - dot(s, x.a)) / np.maximum(dot(x.a, x.a), 1e-300)
+
+    def residual(self, problem: Problem, route: Route) -> Array:
+        kappa = 1e12
+        unit, x = in_loss_time(problem, 1.0, kappa), Branch(problem)
+        r, n, omega = np.maximum(self._ratio(problem), 1.0), dot(x.a, x.a), np.sqrt(2 * kappa)
+        c = (r + np.sqrt(r**2 + 8)) / 4
+        # cosh(omega tau) is c at the trough and r at the return; each instance has its own times.
+        times = np.arccosh(np.concatenate([c, r])) / omega
+        order = np.argsort(times, kind="stable")
+        run = route.flow(unit, times[order])
+        at = np.empty(len(times), dtype=int)
+        at[order] = np.arange(len(times))
+        rows, B = np.arange(len(problem)), len(problem)
+        log_pi, u = run.log_pi(x.row)[:, :, x.plus], moving(unit, run)[2]
+        depth = n * np.sqrt(kappa / 8) * np.sqrt(c**2 - 1) * (r - c)
+        margin = n * np.sqrt(kappa / 2) * r * np.sqrt(r**2 - 1)
+        deep = relative(log_pi[at[:B], rows] + self.k("depth") * depth, depth)
+        back = relative(u[at[B:], rows] - self.k("recovery") * margin, margin)
+        return np.max([deep, back, abs(log_pi[at[B:], rows]) / depth], axis=0)
 
 
 def _of_preferred(problem: Problem, run: Run) -> Array:

@@ -2,8 +2,7 @@
 
 from theory.losses import SFT, MarginForm
 from theory.problem import Positions, Problem
-from theory.theorems import _proofs_rates
-from theory.theorems._base import Array, Mask, Proof, RateTheorem, Sharpness, everywhere
+from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere
 
 
 class Proposition1(RateTheorem):
@@ -31,6 +30,3 @@ class Proposition1(RateTheorem):
             "common gradient": -G * problem.inner(w, l),
             "SFT term": loss.lam * problem.inner(w, w),
         }
-
-    def proof(self) -> Proof:
-        return _proofs_rates.proposition_1(self.k)

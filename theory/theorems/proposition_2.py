@@ -4,8 +4,7 @@ import numpy as np
 
 from theory.losses import MarginForm, Pair, Weighted
 from theory.problem import Positions, Problem
-from theory.theorems import _proofs_rates
-from theory.theorems._base import Array, Mask, Proof, RateTheorem, Sharpness, everywhere
+from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere
 
 
 class Proposition2(RateTheorem):
@@ -44,6 +43,3 @@ class Proposition2(RateTheorem):
             "rho E, common gradient": -rho * G * problem.inner(w, l),
             "gamma term": gamma * problem.inner(w, w),
         }
-
-    def proof(self) -> Proof:
-        return _proofs_rates.proposition_2(self.k)

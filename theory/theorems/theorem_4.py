@@ -1,8 +1,7 @@
 """Theorem 4: one sample, single-token responses, the rate of the preferred one."""
 
 from theory.problem import Positions, Problem
-from theory.theorems import _proofs_rates
-from theory.theorems._base import Array, Mask, Proof, RateTheorem, Sharpness, everywhere, is_single_token
+from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere, is_single_token
 from theory.theorems._single import Branch
 
 
@@ -34,6 +33,3 @@ class Theorem4(RateTheorem):
             "other tokens, weighted": -body * x.weighted_others,
             "hidden norm": head * x.mass * x.hh,
         }
-
-    def proof(self) -> Proof:
-        return _proofs_rates.theorem_4(self.k)

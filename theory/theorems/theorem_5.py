@@ -1,8 +1,7 @@
 """Theorem 5: one sample, single-token responses, the rate of any other token."""
 
 from theory.problem import Positions, Problem
-from theory.theorems import _proofs_rates
-from theory.theorems._base import Array, Mask, Proof, RateTheorem, Sharpness, everywhere, is_single_token, probe_of
+from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere, is_single_token, probe_of
 from theory.theorems._single import Branch
 
 
@@ -39,6 +38,3 @@ class Theorem5(RateTheorem):
             "mean alignment": -body * x.mean_along,
             "hidden norm": head * (x.p[:, x.minus] - x.p[:, x.plus] - own) * x.hh,
         }
-
-    def proof(self) -> Proof:
-        return _proofs_rates.theorem_5(self.k)

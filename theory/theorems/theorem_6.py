@@ -3,8 +3,7 @@
 import numpy as np
 
 from theory.problem import Positions, Problem
-from theory.theorems import _proofs_rates
-from theory.theorems._base import Array, Mask, Proof, RateTheorem, Sharpness, everywhere, first_tokens
+from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere, first_tokens
 from theory.theorems._single import Branch
 
 
@@ -51,9 +50,6 @@ class Theorem6(RateTheorem):
             "hidden vectors of y-": -head * minus.through_W(1.0),
             "hidden vectors of y+": head * plus.through_W(1.0),
         }
-
-    def proof(self) -> Proof:
-        return _proofs_rates.theorem_6(self.k)
 
 
 def alphas(problem: Problem) -> tuple[Array, Array]:

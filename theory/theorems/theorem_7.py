@@ -1,8 +1,7 @@
 """Theorem 7: one sample of sequences, the rate of any response that starts differently from both."""
 
 from theory.problem import Positions, Problem
-from theory.theorems import _proofs_rates
-from theory.theorems._base import Array, Mask, Proof, RateTheorem, Sharpness, everywhere, first_tokens, probe_of
+from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere, first_tokens, probe_of
 from theory.theorems._single import Branch
 
 
@@ -42,6 +41,3 @@ class Theorem7(RateTheorem):
             "hidden vectors of y-": -head * problem.overlap(z, l).through_W(1.0),
             "hidden vectors of y+": head * problem.overlap(z, w).through_W(1.0),
         }
-
-    def proof(self) -> Proof:
-        return _proofs_rates.theorem_7(self.k)

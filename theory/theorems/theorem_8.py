@@ -3,8 +3,7 @@
 import numpy as np
 
 from theory.problem import Positions, Problem
-from theory.theorems import _proofs_rates
-from theory.theorems._base import Array, Mask, Proof, RateTheorem, Sharpness, everywhere
+from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere
 from theory.theorems._single import Branch, dot
 
 
@@ -44,9 +43,6 @@ class Theorem8(RateTheorem):
             "S of eq. 3": body * x.S,
             "other samples": others,
         }
-
-    def proof(self) -> Proof:
-        return _proofs_rates.theorem_8(self.k)
 
 
 def is_token_data_set(problem: Problem) -> bool:

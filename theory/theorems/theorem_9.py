@@ -3,8 +3,7 @@
 import numpy as np
 
 from theory.problem import Positions, Problem
-from theory.theorems import _proofs_rates
-from theory.theorems._base import Array, Mask, Proof, RateTheorem, Sharpness, everywhere, probe_of
+from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere, probe_of
 from theory.theorems._single import Branch, dot
 from theory.theorems.theorem_8 import is_token_data_set
 
@@ -50,6 +49,3 @@ class Theorem9(RateTheorem):
             "samples that name it": named,
             "mean over samples": mean,
         }
-
-    def proof(self) -> Proof:
-        return _proofs_rates.theorem_9(self.k)

@@ -27,7 +27,7 @@ ROUTES: dict[str, type] = {"autodiff": Autodiff, "integrated": Integrated, "simu
 # for sequences; a few dozen per setting integrated in float64 and two in 50 digits, however many are asked for.
 TOKEN_SETTINGS = ("single_token", "two_tokens", "fixed_unembeddings", "data_set")
 CAP = {"simulated": 48, "integrated": 2}
-ROUNDS = 12  # of draws, until the hypotheses have held often enough
+ROUNDS = 40  # of draws, until the hypotheses have held often enough
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 import os
 
+# Worker processes share the cores: threads of their own would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from hypothesis import HealthCheck, settings
 
 _SLOW_DATA = [HealthCheck.too_slow, HealthCheck.filter_too_much]

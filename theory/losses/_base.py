@@ -143,10 +143,7 @@ class Loss:
 
     def latex(self) -> str:
         """The formula as LaTeX, with symbols for parameters."""
-        names = {f.name: sympy.Symbol(f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        symbolic = object.__new__(type(self))
-        for name, symbol in names.items():
-            object.__setattr__(symbolic, name, symbol)
+        symbolic = _with_symbols(self)
         a, b, a_ref, b_ref, u, u_ref, n_w, n_l = sympy.symbols("a b a_ref b_ref u u_ref n_w n_l")
         if isinstance(self, MarginLoss):
             y = Pair.of_margin(u, u_ref)._replace(b=sympy.Integer(0), b_ref=sympy.Integer(0))
@@ -156,6 +153,16 @@ class Loss:
 
     def _repr_latex_(self) -> str:
         return f"$\\ell = {self.latex()}$"
+
+
+def _with_symbols(loss: Loss) -> Loss:
+    """The loss with a symbol for every parameter, those of a loss within it included."""
+    symbolic = object.__new__(type(loss))
+    for f in dataclasses.fields(loss):  # type: ignore[arg-type]
+        inner = getattr(loss, f.name)
+        value = _with_symbols(inner) if isinstance(inner, Loss) else sympy.Symbol(f.name.replace("lam", "lambda"))
+        object.__setattr__(symbolic, f.name, value)
+    return symbolic
 
 
 class MarginLoss(Loss):
@@ -222,12 +229,12 @@ class MarginForm:
         with np.errstate(divide="ignore"):
             out = np.log(np.abs(self.slope(u)))
         if self.loss.closed_slope is None:
-            # Automatic differentiation in float64 underflows to 0 far out; many digits tell zero from tiny.
-            lost = (out < -690.0) & np.isfinite(y.u)
-            u_ref = np.broadcast_to(self.u_ref, out.shape)
+            # Automatic differentiation in float64 leaves float range far out; many digits tell zero from tiny.
+            u, u_ref = (np.broadcast_to(x, out.shape) for x in (y.u, self.u_ref))
+            lost = ((out < -690.0) | (out == np.inf)) & np.isfinite(u)
             out = np.asarray(out)
             for i in _where(lost):
-                slope = slope_mpmath(self.loss, float(y.u[i]), float(u_ref[i]))
+                slope = slope_mpmath(self.loss, float(u[i]), float(u_ref[i]))
                 out[i] = float(mpmath.log(abs(slope))) if slope else -np.inf
         return out
 
@@ -235,7 +242,7 @@ class MarginForm:
         """The sign of G(u), also where G underflows and ln |G| does not."""
         out = np.asarray(np.sign(self.slope(u)))
         lost = (out == 0) & np.isfinite(self.log_slope(u))
-        u, u_ref = np.asarray(u, dtype=np.float64), np.broadcast_to(self.u_ref, out.shape)
+        u, u_ref = (np.broadcast_to(np.asarray(x, dtype=np.float64), out.shape) for x in (u, self.u_ref))
         for i in _where(lost):
             out[i] = float(mpmath.sign(slope_mpmath(self.loss, float(u[i]), float(u_ref[i]))))
         return out

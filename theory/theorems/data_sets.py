@@ -7,8 +7,7 @@ import numpy as np
 from theory.model import Sample
 from theory.problem import Problem
 from theory.theorems._base import Array, Mask, Route, Sharpness, Theorem, everywhere, relative
-from theory.theorems._flow import FLOW_TOLERANCE, tame, times_for
-from theory.theorems.long_run import UNIT_SLOPE
+from theory.theorems._flow import FLOW_TOLERANCE, UNIT_SLOPE, tame, times_for
 from theory.theorems.theorem_8 import is_token_data_set
 
 

@@ -20,11 +20,9 @@ from theory.theorems._base import (
     is_single_token,
     relative,
 )
-from theory.theorems._flow import FLOW_TOLERANCE, is_single_margin, moving, start_of, times_for
+from theory.theorems._flow import FLOW_TOLERANCE, UNIT_SLOPE, is_single_margin, moving, start_of, times_for
 from theory.theorems._single import Branch, dot
 
-# Slope 1 at any margin: its time is loss-time, and by path universality what it shows holds for every margin loss.
-UNIT_SLOPE = get("slic", delta=1e9)
 _SHARP = (Sharpness("one-token responses", "sequences"), Sharpness("one sample", "data_set"))
 
 

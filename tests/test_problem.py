@@ -1,0 +1,299 @@
+"""Sequences, shared prefixes and data sets: the general gradient formula, rates by name, combined losses, bad input."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+
+from sims import Optimizer, gradient_descent, gradient_descent_batch, gradient_flow, gradient_flow_batch
+from sims.objective import pick_device
+from theory import Problem, Sample, SolverError, UnconstrainedFeatures, log_prob_rate
+from theory.losses import SFT, Pair, Weighted, get
+from theory.model import contexts_of
+from theory.theorems import SETTINGS, THEOREMS
+
+DPO = get("dpo", beta=0.7)
+
+
+def model_of(samples, seed=0, V=5, d=3, extra=()):
+    """A random model of the samples' contexts, and of further (prompt, prefix) contexts."""
+    rng = np.random.default_rng(seed)
+    contexts = [*contexts_of(samples), *extra]
+    hidden = {c: rng.standard_normal(d) for c in contexts}
+    return UnconstrainedFeatures.from_samples(rng.standard_normal((V, d)), hidden, samples)
+
+
+def log_prob_of(W, H, model, response, prompt):
+    """ln pi(response | prompt) at other parameters, a loop of its own."""
+    total = 0.0
+    for k, token in enumerate(response):
+        row = model.contexts.index((prompt, tuple(response[:k])))
+        total += log_softmax(W @ H[row])[token]
+    return total
+
+
+def gradient(model, response, prompt, e=1e-6):
+    """Central differences of ln pi(response | prompt) in every entry of W and H."""
+    out = []
+    for which in (0, 1):
+        x = [model.W.astype(float), model.H.astype(float)]
+        g = np.zeros_like(x[which])
+        for i in np.ndindex(g.shape):
+            ends = []
+            for sign in (1, -1):
+                y = [v.copy() for v in x]
+                y[which][i] += sign * e
+                ends.append(log_prob_of(*y, model, response, prompt))
+            g[i] = (ends[0] - ends[1]) / (2 * e)
+        out.append(g)
+    return out
+
+
+SHARED = (Sample("x", ((0, 1, 2), (0, 1, 3, 3))), Sample("x", ((0, 4), (2,))), Sample("z", ((1,), (1, 1, 0))))
+
+
+@pytest.mark.parametrize(
+    ("v", "w"),
+    [
+        (((0, 1, 2), "x"), ((0, 1, 3, 3), "x")),  # a shared prefix
+        (((0, 1, 2), "x"), ((0, 1, 2), "x")),  # the same response
+        (((1, 1, 0), "z"), ((1,), "z")),  # one a prefix of the other
+        (((0, 4), "x"), ((1,), "z")),  # other prompts
+        (((2,), "x"), ((0, 1, 3, 3), "x")),
+    ],
+)
+def test_inner_products_of_gradients(v, w):
+    m = model_of(SHARED)
+    p = Problem.of(m, DPO, 0.6, 1.7)
+    gv, gw = gradient(m, *v), gradient(m, *w)
+    wanted = 0.6 * (gv[0] * gw[0]).sum() + 1.7 * (gv[1] * gw[1]).sum()
+    seen = p.inner(p.positions(*v), p.positions(*w))
+    assert seen.shape == (1,)
+    assert seen[0] == pytest.approx(wanted, rel=1e-7, abs=1e-7)
+    parts = p.overlap(p.positions(*v), p.positions(*w))
+    assert parts.alpha.shape == parts.hidden.shape == parts.unembedding.shape == (1, len(v[0]), len(w[0]))
+    assert abs(parts.alpha).max() <= 2
+    same = [[(v[1], v[0][:k]) == (w[1], w[0][:l]) for l in range(len(w[0]))] for k in range(len(v[0]))]
+    assert ((parts.unembedding[0] != 0) == np.array(same)).all()
+
+
+def test_errors_keep_their_digits_at_certainty():
+    m = UnconstrainedFeatures.single_token([[40.0, 0], [0, 1], [0, -1]], [1.0, 0.3], 0, 1)
+    p = Problem.of(m, DPO)
+    E = p.errors(p.pairs[0][0])[0, 0]
+    assert E[0] == pytest.approx(np.exp(0.3 - 40) + np.exp(-0.3 - 40), rel=1e-12)
+    assert abs(E.sum()) < 1e-15 * E[0]
+
+
+def test_margins_keep_their_digits_in_shared_contexts():
+    m = UnconstrainedFeatures.single_token([[1.0, 0.5], [-1.0, 0.5], [0.3, 0.2]], [1.0, 0.7], 0, 1)
+    assert Problem.of(m, DPO).margin[0] == 2.0
+    p = Problem.of(model_of(SHARED), DPO)
+    for i, s in enumerate(SHARED):
+        u = p.model(0).log_prob(s.preferred, s.prompt) - p.model(0).log_prob(s.dispreferred, s.prompt)
+        assert p.margins[0, i] == pytest.approx(u, rel=1e-13)
+
+
+@pytest.mark.parametrize("loss", [DPO, get("ipo", tau=0.3), SFT(DPO, 0.4), Weighted(DPO, 0.5, 1.3)], ids=repr)
+@pytest.mark.parametrize(("y", "sample"), [(None, 0), (None, 2), ((0, 1, 3, 3), 0), ((4, 1), 1), ((1, 1, 0), 2)])
+def test_rates_against_the_flow(loss, y, sample):
+    """The derivative at 0 of a simulated flow, for trained and untrained responses to every prompt."""
+    m = model_of(SHARED, extra=[("x", (4,))])
+    prompt = SHARED[sample].prompt
+    response = SHARED[sample].preferred if y is None else y
+    e = 1e-4
+    run = gradient_flow(m, loss, [0.0, e, 2 * e], 0.6, 1.7).log_probs(response, prompt)
+    rate = log_prob_rate(m, loss, y, sample, lr_unembedding=0.6, lr_hidden=1.7)
+    assert rate.total == pytest.approx((4 * run[1] - 3 * run[0] - run[2]) / (2 * e), rel=1e-5, abs=1e-6)
+    assert abs(rate.total) > 1e-3
+    assert sum(rate.samples) == pytest.approx(rate.total, rel=1e-12)
+    assert len(rate.samples) == 3
+    assert rate.theorem == "general_rate"
+
+
+ONE = {
+    "theorem_4": ((Sample("x", ((0,), (1,))),), None),
+    "theorem_5": ((Sample("x", ((0,), (1,))),), 3),
+    "theorem_6": ((Sample("x", ((0, 2), (1, 1, 4))),), None),
+    "theorem_7": ((Sample("x", ((0, 2), (1, 1, 4))),), (3, 3)),
+    "shared_prefix": ((Sample("x", ((0, 2), (0, 1, 4))),), None),
+    "theorem_8": ((Sample("x", ((0,), (1,))), Sample("z", ((1,), (0,)))), None),
+    "theorem_9": ((Sample("x", ((0,), (1,))), Sample("z", ((1,), (0,)))), (4,)),
+}
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_terms_are_named_by_the_theorem_that_covers_them(name):
+    samples, response = ONE[name]
+    m = model_of(samples, extra=[("x", (3,))])
+    rate = log_prob_rate(m, DPO, response, lr_unembedding=0.6, lr_hidden=1.7)
+    assert rate.theorem == name
+    assert tuple(rate.terms) == THEOREMS[name].knobs
+    p = Problem.of(m, DPO, 0.6, 1.7)
+    y = samples[0].preferred if response is None else response
+    assert rate.total == pytest.approx(float(p.rate(p.positions(y, "x"))[0]), rel=1e-12)
+    assert name in str(rate)
+    assert rate.to_dict()["theorem"] == name
+
+
+def test_propositions_name_their_terms():
+    m = model_of(ONE["theorem_6"][0])
+    sft, weighted = (log_prob_rate(m, loss) for loss in (SFT(DPO, 0.4), Weighted(DPO, 0.5, 1.3)))
+    assert (sft.theorem, weighted.theorem) == ("proposition_1", "proposition_2")
+    assert sft.terms["SFT term"] > 0
+    assert weighted.terms["gamma term"] < 0  # lambda+ < lambda-
+    bare = log_prob_rate(m, DPO)
+    assert sft.total - sft.terms["SFT term"] == pytest.approx(bare.total, rel=1e-12)
+
+
+def test_names_of_tokens_in_a_response():
+    m = model_of(SHARED)
+    named = UnconstrainedFeatures(m.W, m.H, m.samples, m.contexts, tokens=list("abcde"))
+    assert log_prob_rate(named, DPO, ("a", "b", "c")).total == log_prob_rate(m, DPO, (0, 1, 2)).total
+    assert log_prob_rate(named, DPO, "a").response == "a"
+    assert log_prob_rate(named, DPO, ["a", 1]).response == "a+b"
+    assert log_prob_rate(m, DPO, np.int64(0)).total == log_prob_rate(m, DPO, (0,)).total
+
+
+def test_a_large_float32_matrix_gives_the_same_rates():
+    rng = np.random.default_rng(3)
+    W = rng.standard_normal((9000, 3)).astype(np.float32)
+    samples = (Sample("x", ((0, 5000), (1,))), Sample("z", ((2,), (3,))))
+    hidden = {c: rng.standard_normal(3) for c in contexts_of(samples)}
+    small = UnconstrainedFeatures.from_samples(W, hidden, samples)
+    wide = UnconstrainedFeatures.from_samples(W.astype(float), hidden, samples)
+    for y in (None, (1,)):
+        assert log_prob_rate(small, DPO, y).total == pytest.approx(log_prob_rate(wide, DPO, y).total, rel=1e-12)
+
+
+# ---- defined behaviour of odd data
+
+
+def test_a_sample_twice_is_the_same_as_once():
+    """The objective is a mean: a duplicated data set has the rates of the single one."""
+    once, twice = model_of(SHARED), model_of(SHARED + SHARED)
+    assert once.contexts == twice.contexts
+    for y in ((0, 1, 2), (2,)):
+        assert log_prob_rate(twice, DPO, y).total == pytest.approx(log_prob_rate(once, DPO, y).total, rel=1e-12)
+
+
+def test_a_response_that_is_a_prefix_of_the_other():
+    """y+ = (1,), y- = (1, 1, 0): the shared token trains nothing, and y+ moves only through hidden vectors and W."""
+    m = model_of((SHARED[2],))
+    fixed_W = log_prob_rate(m, DPO, lr_unembedding=0.0)
+    assert fixed_W.total == 0.0
+    moving = log_prob_rate(m, DPO)
+    run = gradient_flow(m, DPO, [0.0, 1e-4]).log_probs()
+    assert moving.total == pytest.approx((run[1] - run[0]) / 1e-4, rel=1e-2)
+    assert moving.total != 0
+    swapped = model_of((Sample("z", ((1, 1, 0), (1,))),))
+    run = gradient_flow(swapped, DPO, [0.0, 1e-4]).log_probs()
+    assert log_prob_rate(swapped, DPO).total == pytest.approx((run[1] - run[0]) / 1e-4, rel=1e-2)
+
+
+def test_responses_of_any_length_in_one_data_set():
+    samples = (Sample("a", ((0,), (1, 2, 3, 4))), Sample("b", ((2, 2, 2), (3,))))
+    m = model_of(samples)
+    assert len(m.contexts) == 7
+    assert np.isfinite(log_prob_rate(m, DPO, (1, 2, 3, 4)).total)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: log_prob_rate(m, DPO, ()), "response must not be empty"),
+        (lambda m: log_prob_rate(m, DPO, (0, 9)), r"response must be a token index in \[0, 5\), got 9"),
+        (lambda m: log_prob_rate(m, DPO, (3, 1)), r"visits the context \('x', \(3,\)\), which has no hidden vector"),
+        (lambda m: log_prob_rate(m, DPO, 0.5), "response must be a token index or name, got 0.5"),
+        (lambda m: log_prob_rate(m, DPO, "a"), "response is the name 'a', but tokens was not given"),
+        (lambda m: log_prob_rate(m, DPO, sample=3), r"sample must be an index in \[0, 3\) of the model's 3 sample"),
+        (lambda m: log_prob_rate(m, DPO, sample=-1), "sample must be an index"),
+        (lambda m: log_prob_rate(m, DPO, sample=True), "sample must be an index"),
+        (lambda m: log_prob_rate(m, None), "loss must be a theory.losses.Loss instance, got None"),
+        (lambda m: log_prob_rate(m, DPO, lr_unembedding=np.nan), "lr_unembedding must be in"),
+        (lambda m: Problem.of([], DPO), "models must not be empty"),
+        (lambda m: Problem.of([m, model_of(SHARED[:1])], DPO), "model 1 differs from model 0"),
+        (lambda m: gradient_flow_batch([], DPO, [0.0]), "models must not be empty"),
+        (lambda m: gradient_descent_batch([], DPO, Optimizer("sgd", 0.1), 1), "models must not be empty"),
+        (lambda m: gradient_flow_batch([m], DPO, [0.0], device="tpu7"), "device must be one that torch has here, got 'tpu7'"),
+        (lambda m: UnconstrainedFeatures.from_samples(m.W, m.H, ()), "samples must not be empty"),
+        (lambda m: UnconstrainedFeatures.from_samples(m.W, {}, SHARED), "hidden has no vector for context"),
+        (lambda m: UnconstrainedFeatures.from_samples(m.W, m.H[:2], SHARED), "H must have shape"),
+        (lambda m: Sample("x", ((), (1,))), r"responses\[0\] must not be empty"),
+        (lambda m: Sample("x", ((1, 2), (1, 2))), "must differ"),
+        (lambda m: SFT(SFT(DPO, 1.0), 1.0), "base must be a loss of the margin"),
+        (lambda m: SFT(DPO, -1.0), "lam must be in"),
+        (lambda m: Weighted(DPO, 0.0, 1.0), "lam_w must be in"),
+        (lambda m: Weighted("dpo", 1.0, 1.0), "base must be a loss of the margin"),
+    ],
+)  # fmt: skip
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(model_of(SHARED))
+
+
+def test_a_flow_that_cannot_get_on_gives_up(monkeypatch):
+    """Two hinges that pull one margin to and fro across a kink: no smooth flow, and no endless integration."""
+    monkeypatch.setattr("sims.flow.MAX_EVALUATIONS", 300)
+    m = model_of(SHARED)
+    with pytest.raises(SolverError, match="stuck at t ="):
+        gradient_flow(m, get("slic", delta=1e6), [200.0])
+
+
+# ---- combined losses
+
+
+@given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0.1, 3))
+def test_combined_losses_reduce(a, b, lam):
+    y = Pair(np.float64(a), np.float64(b), 0.3, -0.2)
+    assert Weighted(DPO, 1.0, 1.0).value(y) == pytest.approx(DPO.value(y), rel=1e-12)
+    assert SFT(DPO, lam).value(y) == pytest.approx(DPO.value(y) - lam * a, rel=1e-12, abs=1e-12)
+    d_w, d_l = SFT(DPO, lam).incentives(y)
+    assert d_w - d_l == pytest.approx(lam, rel=1e-9)
+    seen = Weighted(DPO, lam, 2.0)
+    by_hand = np.logaddexp(0, -0.7 * (lam * (a - 0.3) - 2.0 * (b + 0.2)))
+    assert seen.value(y) == pytest.approx(by_hand, rel=1e-12)
+    w, l = seen.incentives(y)
+    assert w * 2.0 == pytest.approx(l * lam, rel=1e-9)
+    assert SFT(DPO, lam).margin(Sample("x", ((0,), (1,)), (0.0, 0.0))) is None
+
+
+def test_combined_losses_have_latex():
+    assert "SFT" in repr(SFT(DPO, 0.5))
+    sft = r"- a \lambda - \log{\left(\sigma\left(\beta \left(a - a_{ref} - b + b_{ref}\right)\right) \right)}"
+    assert SFT(DPO, 0.5).latex() == sft
+    assert r"\lambda_{w}" in Weighted(DPO, 0.5, 1.5).latex()
+
+
+# ---- batches equal their members
+
+
+@pytest.mark.parametrize("setting", ["single_token", "sequence_data_set", "shared_prefix"])
+def test_a_batched_flow_is_its_members(setting):
+    p = SETTINGS[setting](np.random.default_rng(2), 3)
+    models = [p.model(i) for i in range(3)]
+    together = gradient_flow_batch(models, DPO, [0.0, 0.4], 0.6, 1.2, device="cpu")
+    steps = gradient_descent_batch(models, DPO, Optimizer("adam", 0.05), 5, 0.6, 1.2)
+    for m, run, trained in zip(models, together, steps, strict=True):
+        alone = gradient_flow(m, DPO, [0.0, 0.4], 0.6, 1.2)
+        np.testing.assert_allclose(run.W, alone.W, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(run.H, alone.H, rtol=1e-9, atol=1e-9)
+        assert abs(alone.W[1] - alone.W[0]).max() > 1e-3
+        single = gradient_descent(m, DPO, Optimizer("adam", 0.05), 5, 0.6, 1.2)
+        np.testing.assert_array_equal(trained.W, single.W)
+        np.testing.assert_array_equal(trained.times, single.times)
+    for y, i in ((p.samples[0].preferred, 1), (p.samples[0].dispreferred, 2)):
+        one = Problem.of(models[i], p.loss, p.lr_unembedding, p.lr_hidden)
+        prompt = p.samples[0].prompt
+        z, own = p.positions(y, prompt), one.positions(y, prompt)
+        assert p.rate(z)[i] == pytest.approx(one.rate(own)[0], rel=1e-12)
+        assert p.take(slice(i, i + 1)).rate(z)[0] == pytest.approx(p.rate(z)[i], rel=1e-12)
+
+
+def test_the_default_device_is_there():
+    assert pick_device(None).type in ("cpu", "cuda")
+    assert pick_device("cpu").type == "cpu"

@@ -10,13 +10,14 @@ import sympy as sp
 
 from theory.losses import MarginForm
 from theory.problem import Positions
-from theory.theorems import SETTINGS, THEOREMS, _letters, _proofs_exact, _proofs_identities, _proofs_rates
-from theory.theorems._symbolic import L, M, N, V, delta, index, pi, reduce, total
+from theory.theorems import SETTINGS, THEOREMS
+from theory.theorems._proofs import exact, identities, letters, rates
+from theory.theorems._proofs.symbolic import L, M, N, V, delta, index, pi, reduce, total
 from theory.theorems.shared_prefix import common_prefix
 
 
 def _proofs():
-    for module in (_proofs_rates, _proofs_identities, _proofs_exact):
+    for module in (rates, identities, exact):
         for name, f in vars(module).items():
             if (
                 inspect.isfunction(f)
@@ -194,7 +195,7 @@ def turned(knob, factor):
 
 def expressions_at(name, factors):
     """A proof's expressions with the given factors, which stay symbols where a run for every factor is slow."""
-    if PROOFS[name].__module__ == _proofs_exact.__name__:  # numerators: a factor of 0 may not be put in afterwards
+    if PROOFS[name].__module__ == exact.__name__:  # numerators: a factor of 0 may not be put in afterwards
         return PROOFS[name](factors).expressions
     return with_factors(name)[1]
 
@@ -312,7 +313,7 @@ def test_symbols_mean_what_the_code_means(name, setting, world_for, monkeypatch)
     assert scale > 0
     flow = PROOFS[name](zero).expressions[0]
     assert abs(world.value(flow) - rate) < 1e-12 * scale
-    monkeypatch.setattr(_letters, "reduce", lambda e, facts=None: e)
+    monkeypatch.setattr(letters, "reduce", lambda e, facts=None: e)
     unreduced = {knob: PROOFS[name](only(knob)).expressions[0] for knob in theorem.knobs}
     flow = world.value(PROOFS[name](zero).expressions[0])
     assert abs(flow - rate) < 1e-12 * scale

@@ -8,7 +8,8 @@ import importlib
 import inspect
 import pkgutil
 
-from theory.theorems._base import Proof, Route, Run, Sharpness, Theorem
+from theory.theorems._base import Route, Run, Sharpness, Theorem
+from theory.theorems._proofs import Proof
 from theory.theorems.settings import SETTINGS
 
 __all__ = ["SETTINGS", "THEOREMS", "Proof", "Route", "Run", "Sharpness", "Theorem"]

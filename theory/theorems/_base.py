@@ -18,7 +18,7 @@ As a numbered contract for authors of new ones:
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from theory.problem import Positions, Problem
+from theory.theorems._proofs import Proof, proof_of
 
 Array = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
@@ -86,19 +87,6 @@ class Sharpness(NamedTuple):
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Proof:
-    """Expressions that must reduce to exact zeros. `covers`: for which sizes and losses they prove the claim."""
-
-    expressions: tuple[Any, ...]
-    covers: str
-
-    @property
-    def holds(self) -> bool:
-        """Whether every expression is the number 0."""
-        return all(e == 0 for e in self.expressions)
-
-
 class Theorem:
     """A claim (see the module's contract)."""
 
@@ -126,14 +114,8 @@ class Theorem:
         raise NotImplementedError(f"{type(self).__name__} must define residual(problem, route)")
 
     def proof(self) -> Proof | None:
-        """Symbolic proof, if there is one. Default: the function of the claim's name in the modules `_proofs_*`."""
-        from theory.theorems import _proofs_exact, _proofs_identities, _proofs_rates
-
-        for module in (_proofs_rates, _proofs_identities, _proofs_exact):
-            prove = vars(module).get(self.name)
-            if prove is not None:
-                return prove(self.k)
-        return None
+        """Symbolic proof, if there is one. Default: the one of the claim's name in `theory.theorems._proofs`."""
+        return proof_of(self.name, self.k)
 
     def k(self, knob: str) -> float:
         """The factor of an ingredient: 1, except in a deliberately wrong copy."""

@@ -21,6 +21,7 @@ from theory.theorems._base import (
     relative,
 )
 from theory.theorems._flow import FLOW_TOLERANCE, UNIT_SLOPE, is_single_margin, moving, start_of, times_for
+from theory.theorems._proofs.rates import fixed_features
 from theory.theorems._single import Branch, dot
 
 _SHARP = (Sharpness("one-token responses", "sequences"), Sharpness("one sample", "data_set"))
@@ -255,9 +256,7 @@ class NeverFallsWithFixedFeatures(Theorem):
         return np.maximum(falls, 0.0).max(0)
 
     def proof(self) -> Proof:
-        from theory.theorems import _proofs_rates
-
-        return _proofs_rates.fixed_features()  # the rate itself is >= 0 wherever the flow comes
+        return fixed_features()  # the rate itself is >= 0 wherever the flow comes
 
 
 class LargeRatio(Theorem):

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable
 
 import sympy as sp
 
-from theory.theorems._base import Proof
-from theory.theorems._symbolic import (
+from theory.theorems._proofs.symbolic import (
     Expr,
     Factors,
     Facts,
@@ -13,6 +12,7 @@ from theory.theorems._symbolic import (
     Letter,
     M,
     N,
+    Proof,
     V,
     delta,
     eta_h,

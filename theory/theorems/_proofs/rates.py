@@ -2,15 +2,14 @@
 
 One route for all: an objective of log-softmaxes of the logits L[c, i], whose loss is an arbitrary function (only its
 slopes have names); C = -d objective / dL by sympy's differentiation; the closed system of inner products
-(`theory.theorems._proofs_exact.closed_system`); the chain rule, again sympy's. The printed theorem is subtracted.
+(`theory.theorems._proofs.exact.closed_system`); the chain rule, again sympy's. The printed theorem is subtracted.
 """
 
 from collections.abc import Callable
 
 import sympy as sp
 
-from theory.theorems._base import Proof
-from theory.theorems._letters import (
+from theory.theorems._proofs.letters import (
     PREFIXES,
     SEQUENCES,
     TOKENS,
@@ -57,7 +56,7 @@ from theory.theorems._letters import (
     y_minus,
     y_plus,
 )
-from theory.theorems._symbolic import Expr, Factors, M, N, V, delta, eta_h, eta_W, one, pi, total
+from theory.theorems._proofs.symbolic import Expr, Factors, M, N, Proof, V, delta, eta_h, eta_W, one, pi, total
 
 # ---- one sample, one token
 

@@ -9,8 +9,7 @@ from itertools import combinations_with_replacement
 
 import sympy as sp
 
-from theory.theorems._base import Proof
-from theory.theorems._symbolic import Expr, Factors, one, weighted
+from theory.theorems._proofs.symbolic import Expr, Factors, Proof, one, weighted
 
 eta_W, eta_h, omega, K, K0, P, Q, x, c, beta = sp.symbols("eta_W eta_h omega K K_0 P Q x c beta", positive=True)
 G, u, u0, m, theta, t, lam, step, tau = sp.symbols("G u u_0 m theta t lambda eta tau", real=True)

@@ -1,11 +1,10 @@
-"""Identities, bounds and second derivatives, proved for every d and V like the rates in `_proofs_rates`."""
+"""Identities, bounds and second derivatives, proved for every d and V like the rates in `rates`."""
 
 from collections.abc import Callable
 
 import sympy as sp
 
-from theory.theorems._base import Proof
-from theory.theorems._letters import (
+from theory.theorems._proofs.letters import (
     PREFIXES,
     TOKENS,
     D,
@@ -37,8 +36,23 @@ from theory.theorems._letters import (
     y_minus,
     y_plus,
 )
-from theory.theorems._proofs_rates import DATA_SETS
-from theory.theorems._symbolic import Expr, Factors, L, M, N, V, delta, eta_h, eta_W, index, one, pi, total
+from theory.theorems._proofs.rates import DATA_SETS
+from theory.theorems._proofs.symbolic import (
+    Expr,
+    Factors,
+    L,
+    M,
+    N,
+    Proof,
+    V,
+    delta,
+    eta_h,
+    eta_W,
+    index,
+    one,
+    pi,
+    total,
+)
 
 SOFTMAX = "every V, every softmax"
 ONE_SAMPLE = PREFIXES + ", every differentiable margin loss, one sample"

@@ -13,9 +13,24 @@ not hold (no other identity is known here).
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import sympy as sp
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Expressions that must reduce to exact zeros. `covers`: for which sizes and losses they prove the claim."""
+
+    expressions: tuple[Any, ...]
+    covers: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether every expression is the number 0."""
+        return all(e == 0 for e in self.expressions)
+
 
 Expr = Any  # sympy's own types tell a checker little
 Facts = Callable[[Expr, Expr], Expr | None]

@@ -39,7 +39,9 @@ FAST: dict[str, list[str]] = {
         *["-k", "not flow_equals_the_integrated or cdpo"],
     ],
     "theory/losses/": ["tests/test_errors.py", "tests/test_losses.py"],
-    "theory/rates.py": ["tests/test_rates.py"],
+    "theory/losses/_combine.py": ["tests/test_problem.py"],
+    "theory/rates.py": ["tests/test_rates.py", "tests/test_problem.py"],
+    "theory/problem.py": ["tests/test_problem.py", "tests/test_rates.py"],
     "theory/ches.py": ["tests/test_ches.py"],
 }
 
@@ -50,6 +52,9 @@ _EDGE = "differs at a single number, where both sides agree"
 _SLOWER = "the same number by a slower way, or the other way round"
 _DIGITS = "a working precision or stopping rule with room to spare: the same float"
 _ZEROS = "adds zeros for their shape: their sign does not matter"
+_OWN_TEXT = "dataclass keeps a __repr__ that the class defines"
+_ONE_LENGTH = "of one length by construction"
+_LAST = "axis 1 of two is the last"
 EQUIVALENT: dict[str, dict[str, str]] = {
     "theory/exact.py": {
         "ExactFlow.pair_log_probs: sigma > self.path.float_range(self.clock.direction)[0] -> sigma >= self.path.float_range(self.clock.direction)[0]": _EDGE,
@@ -65,6 +70,19 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "sweep: sigma > path.float_range(clock.direction)[:, None] -> sigma >= path.float_range(clock.direction)[:, None]": _EDGE,
         "sweep: np.where(ended, 0.0, sigma) -> np.where(ended, 1.0, sigma)": _FILLER,
         "sweep: i + 1 -> i + 2": "of the rows taken, only the first is used",
+    },
+    "theory/rates.py": {
+        "Rate: repr=False -> repr=True": _OWN_TEXT,
+    },
+    "theory/problem.py": {
+        "module: 4096 -> 4097": _SLOWER,
+        "Problem.model: strict=True -> strict=False": _ONE_LENGTH,
+        "Problem.log_prob: -1 -> 1": _LAST,
+        "Problem.through_rows: len(self) > 1 -> len(self) >= 1": _SLOWER,
+        "Problem.through_rows: self.W.dtype == np.float64 -> self.W.dtype != np.float64": _SLOWER,
+        "Problem.inner: self.overlap(v, w) -> self.overlap(w, v)": "an inner product is symmetric",
+        "Problem._incentives: shift * (abs(a) + abs(b) + abs(a_ref) + abs(b_ref)) -> -(shift * (abs(a) + abs(b) + abs(a_ref) + abs(b_ref)))": "used for a central difference alone",
+        "Problem._margin: strict=True -> strict=False": _ONE_LENGTH,
     },
     "theory/losses/slic.py": {
         "SLiC.minimiser: self.delta + 0 * u_ref -> self.delta - 0 * u_ref": _ZEROS,

@@ -1,5 +1,7 @@
 """Sequences, shared prefixes and data sets: the general gradient formula, rates by name, combined losses, bad input."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from scipy.special import log_softmax
 from sims import Optimizer, gradient_descent, gradient_descent_batch, gradient_flow, gradient_flow_batch
 from sims.objective import pick_device
 from theory import Problem, Sample, SolverError, UnconstrainedFeatures, log_prob_rate
-from theory.losses import SFT, Pair, Weighted, get
+from theory.losses import SFT, Loss, Pair, Weighted, get
 from theory.model import contexts_of
 from theory.theorems import SETTINGS, THEOREMS
 
@@ -165,6 +167,148 @@ def test_a_large_float32_matrix_gives_the_same_rates():
     wide = UnconstrainedFeatures.from_samples(W.astype(float), hidden, samples)
     for y in (None, (1,)):
         assert log_prob_rate(small, DPO, y).total == pytest.approx(log_prob_rate(wide, DPO, y).total, rel=1e-12)
+    # W^T E = W_y - sum_z pi(z) W_z, alone and in a batch
+    twice = Problem.of([small, small], DPO)
+    for p in (Problem.of(small, DPO), twice):
+        y = p.pairs[0][0]
+        wanted = wide.W[list(y.tokens)] - p.pi[0, y.rows] @ wide.W
+        for seen in p.embeddings(y):
+            np.testing.assert_allclose(seen, wanted, rtol=1e-11, atol=1e-11)
+
+
+def with_references(samples, seed=4):
+    """The samples with references of their own: no two log-probabilities of a sample are equal."""
+    rng = np.random.default_rng(seed)
+    return tuple(Sample(s.prompt, s.responses, tuple(-rng.uniform(1, 5, 2))) for s in samples)
+
+
+@dataclass(frozen=True)
+class PerToken(Loss):
+    """DPO of means over tokens in place of sums."""
+
+    name = "per_token"
+    reference = "this test"
+
+    def formula(self, ops, y):
+        return ops.softplus(-0.7 * ((y.a - y.a_ref) / y.n_w - (y.b - y.b_ref) / y.n_l))
+
+
+def test_a_loss_sees_the_lengths_of_every_sample():
+    """Weights of 1/length, sample by sample: Proposition 2 for each."""
+    m = model_of(with_references(SHARED))
+    seen = log_prob_rate(m, PerToken(), (0, 1, 2)).samples
+    assert len(seen) == 3
+    for share, s in zip(seen, m.samples, strict=True):
+        alone = UnconstrainedFeatures(m.W, m.H, (s,), m.contexts)
+        loss, p = Weighted(DPO, 1 / len(s.preferred), 1 / len(s.dispreferred)), m.samples[0].prompt
+        problem = Problem.of(alone, loss)
+        assert share == pytest.approx(problem.rate(problem.positions((0, 1, 2), p))[0] / 3, rel=1e-12)
+
+
+# ---- the scale of residuals
+
+
+def test_sizes_of_incentives_are_theirs_and_what_rounding_of_the_margin_makes_of_them():
+    """|d| + |d'| (|a| + |b| + |a_ref| + |b_ref|), the derivative by hand: G' = -2 for IPO, -beta^2 sigma sigma' for DPO."""
+    m = model_of(with_references(SHARED))
+    logs = [[m.log_prob(y, s.prompt) for y in s.responses] for s in m.samples]
+    size = np.array([sum(map(abs, (*ab, *s.reference))) for ab, s in zip(logs, m.samples, strict=True)])
+    mm = np.array([a - b - s.reference_margin for (a, b), s in zip(logs, m.samples, strict=True)])
+    ipo, sigma = get("ipo", tau=0.3), 1 / (1 + np.exp(0.7 * mm))
+    G = 1 / 0.3 - 2 * mm
+    for loss, w, l, steepness in (
+        (ipo, G, G, 2.0),
+        (SFT(ipo, 0.4), G + 0.4, G, 2.0),
+        (DPO, 0.7 * sigma, 0.7 * sigma, 0.49 * sigma * (1 - sigma)),
+    ):
+        p = Problem.of(m, loss)
+        for seen, d in zip(p.incentive_sizes, (w, l), strict=True):
+            np.testing.assert_allclose(seen[0], abs(d) + steepness * size, rtol=1e-6)
+
+
+@pytest.mark.parametrize("z", [((0, 1, 3, 3), "x"), ((2,), "x"), ((1, 1, 0), "z")])
+def test_the_scale_of_a_rate_is_the_sum_of_its_absolute_terms(z):
+    """Every error e_y - pi written out as V + 1 terms, and every product of two of them counted with its size."""
+    p = Problem.of(model_of(with_references(SHARED)), get("ipo", tau=0.3), 0.6, 1.7)
+    W, H = p.W[0], p.H[0]
+
+    def parts(y, k):
+        row = y.rows[k]
+        return [(1.0, y.tokens[k]), *((-q, v) for v, q in enumerate(p.pi[0, row]))], row
+
+    def scale(v, w):
+        total = 0.0
+        for k in range(len(v.tokens)):
+            for l in range(len(w.tokens)):
+                (one, i), (other, j) = parts(v, k), parts(w, l)
+                for c, s in one:
+                    for e, t in other:
+                        total += 0.6 * abs(c * e) * (s == t) * abs(H[i]) @ abs(H[j])
+                        total += 1.7 * abs(c * e) * (i == j) * np.linalg.norm(W[s]) * np.linalg.norm(W[t])
+        return total
+
+    probe, (sizes_w, sizes_l) = p.positions(*z), p.incentive_sizes
+    wanted = sum(sizes_w[0, i] * scale(probe, w) + sizes_l[0, i] * scale(probe, l) for i, (w, l) in enumerate(p.pairs))
+    assert p.rate_scale(probe) == pytest.approx([wanted / len(p.pairs)], rel=1e-12)
+    assert abs(p.rate(probe)[0]) < wanted
+
+
+# ---- several models at once
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("loss", [DPO, Weighted(DPO, 0.5, 1.3)], ids=repr)
+def test_a_batch_of_models_is_its_members(loss, count):
+    models = [model_of(SHARED, seed) for seed in range(count)]
+    p = Problem.of(models, loss, 0.6, 1.7)
+    assert len(p) == count
+    z, vectors = p.pairs[0][0], np.random.default_rng(1).standard_normal((count, 3))
+    for i, m in enumerate(models):
+        one = Problem.of(m, loss, 0.6, 1.7)
+        for seen, wanted in (
+            (p.W, m.W[None]),
+            (p.H, m.H[None]),
+            (p.margins, one.margins),
+            (p.log_pi, one.log_pi),
+            (p.incentives[1], one.incentives[1]),
+            (p.errors(z), one.errors(z)),
+            (p.rate(z), [log_prob_rate(m, loss, lr_unembedding=0.6, lr_hidden=1.7).total]),
+            (p.rate_scale(z), one.rate_scale(z)),
+            (p.products(vectors), (m.W @ vectors[i])[None]),
+            (p.references, [[s.reference for s in m.samples]]),
+        ):
+            np.testing.assert_allclose(seen[i], wanted[0], rtol=1e-12, atol=1e-15)
+        assert p.model(i).samples == m.samples
+        np.testing.assert_array_equal(p.model(i).H, m.H)
+
+
+def test_one_model_is_not_copied():
+    m = model_of(SHARED)
+    assert np.shares_memory(Problem.of(m, DPO).W, m.W)
+    narrow = UnconstrainedFeatures(m.W, m.H.astype(np.float32), m.samples, m.contexts)
+    assert Problem.of(narrow, DPO).H.dtype == np.float64
+
+
+def test_defaults_of_a_problem():
+    """Learning rates of 1, and the first sample's prompt."""
+    m = model_of(ONE["theorem_8"][0])
+    p = Problem.of(m, DPO)
+    assert (p.lr_unembedding, p.lr_hidden) == (1.0, 1.0)
+    bare = Problem(p.W, p.H, p.samples, p.contexts, p.references, DPO)
+    assert (bare.lr_unembedding, bare.lr_hidden) == (1.0, 1.0)
+    assert p.positions(4) == p.positions((4,), "x") != p.positions((4,), "z")
+    assert log_prob_rate(m, DPO).total == log_prob_rate(m, DPO, lr_unembedding=1.0, lr_hidden=1.0).total
+    assert "_rows" not in repr(p)
+    with pytest.raises(AttributeError):
+        p.lr_hidden = 2.0
+
+
+def test_responses_after_the_second_play_no_part():
+    two, three = Sample("x", ((0, 1), (2,))), Sample("x", ((0, 1), (2,), (0, 3)))
+    p, q = (Problem.of(model_of([s]), DPO) for s in (two, three))
+    assert q.references.shape == (1, 1, 2)
+    assert q.model(0).samples == p.model(0).samples
+    assert q.rate(q.pairs[0][0]) == p.rate(p.pairs[0][0])
 
 
 # ---- defined behaviour of odd data
@@ -207,6 +351,7 @@ def test_responses_of_any_length_in_one_data_set():
     [
         (lambda m: log_prob_rate(m, DPO, ()), "response must not be empty"),
         (lambda m: log_prob_rate(m, DPO, (0, 9)), r"response must be a token index in \[0, 5\), got 9"),
+        (lambda m: log_prob_rate(m, DPO, (0, 5)), r"response must be a token index in \[0, 5\), got 5"),
         (lambda m: log_prob_rate(m, DPO, (3, 1)), r"visits the context \('x', \(3,\)\), which has no hidden vector"),
         (lambda m: log_prob_rate(m, DPO, 0.5), "response must be a token index or name, got 0.5"),
         (lambda m: log_prob_rate(m, DPO, "a"), "response is the name 'a', but tokens was not given"),

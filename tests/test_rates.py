@@ -1,12 +1,14 @@
 """Theorems 4 and 5 term by term: against autodiff, against finite differences along the flow, and in their signs."""
 
+import dataclasses
+
 import numpy as np
 import oracles
 import pytest
 from scipy.special import softmax
 
 from sims import Optimizer, gradient_descent
-from theory import ExactFlow, UnconstrainedFeatures, log_prob_rate
+from theory import ExactFlow, Sample, UnconstrainedFeatures, log_prob_rate
 from theory.losses import get
 from theory.rates import Rate
 
@@ -208,3 +210,36 @@ def test_a_rate_at_the_minimiser_is_zero_and_beyond_it_changes_sign():
         m = UnconstrainedFeatures.single_token(W, h, 0, 1, reference=(1.0 - gap, 0.0))
         rate = log_prob_rate(m, get("ipo", tau=0.5))
         assert np.sign(rate.total) == sign
+
+
+def test_the_twenty_likeliest_other_tokens_have_a_sensitivity():
+    rng = np.random.default_rng(6)
+    m = UnconstrainedFeatures.single_token(rng.standard_normal((30, 4)), rng.standard_normal(4), 7, 11)
+    p = softmax(m.W @ m.h)
+    likeliest = sorted(set(range(30)) - {7, 11}, key=lambda z: -p[z])[:20]
+    seen = log_prob_rate(m, LOSSES[0]).sensitivity
+    names = [f"<W_{m.name(z)}, W_+ - W_->" for z in likeliest]
+    assert list(seen) == ["<W_+, W_->", "|W_+|^2", "|W_-|^2", "|h|^2", *names]
+    for z, name in zip(likeliest, names, strict=True):
+        assert seen[name] / seen["|W_-|^2"] == pytest.approx(-p[z] / p[11], rel=1e-12)
+
+
+def test_shares_of_samples_are_rates_of_smaller_data_sets():
+    """The objective is a mean: a sample contributes its own rate, divided by their number."""
+    rng = np.random.default_rng(9)
+    samples = Sample("x", ((0,), (1,))), Sample("x", ((1,), (3,))), Sample("x", ((2, 3), (2, 0)))
+    W, H, contexts = rng.standard_normal((5, 3)), rng.standard_normal((2, 3)), (("x", ()), ("x", (2,)))
+    alone = [log_prob_rate(UnconstrainedFeatures(W, H, (s,), contexts), LOSSES[0], 4).total for s in samples]
+    assert min(map(abs, alone)) > 1e-3
+    for count in (1, 2, 3):
+        rate = log_prob_rate(UnconstrainedFeatures(W, H, samples[:count], contexts), LOSSES[0], 4)
+        assert rate.samples == pytest.approx([a / count for a in alone[:count]], rel=1e-12)
+
+
+def test_a_rate_of_one_sample_is_that_samples():
+    m = random_model(0)
+    for z in range(m.V):
+        rate = log_prob_rate(m, LOSSES[0], z)
+        assert rate.samples == (rate.total,)  # to the last digit
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rate.theorem = "theorem_1"

@@ -20,7 +20,6 @@ from sims.scenarios.ches_truth import (
     alone,
     ches_truth,
     data_set,
-    one_thread,
     subset,
     trained_alone,
     trained_together,
@@ -96,8 +95,7 @@ def test_renaming_tokens_changes_nothing():
         s = model.samples[i]
         rows = [model.context_row(*c) for c in contexts_of([s])]
         as_it_is = UnconstrainedFeatures.from_samples(model.W, model.H[rows], [s])
-        with one_thread():
-            direct = gradient_flow(as_it_is, get("dpo", beta=0.1), [0.0, T_END]).log_probs(s.preferred, s.prompt)
+        direct = gradient_flow(as_it_is, get("dpo", beta=0.1), [0.0, T_END]).log_probs(s.preferred, s.prompt)
         assert change[i] == pytest.approx(np.diff(direct)[0], abs=1e-4)
         assert trained_together(model, [i])[0] == pytest.approx(change[i], abs=1e-4)
 

@@ -17,13 +17,11 @@ data sets show the difference:
     fitted    the same, each hidden vector tilted to its own next token, as after fine-tuning on both responses
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -247,18 +245,6 @@ def subset(values: Array, percentile: float, size: int) -> NDArray[np.intp]:
     return np.argsort(values, kind="stable")[start : start + size]
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread: for matrices this small a second one costs ten times the work on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@one_thread()
 def trained_alone(model: UnconstrainedFeatures) -> Array:
     """(N,) change of ln pi(y+) by T_END where each pair is a data set of its own, from the common W."""
     groups: dict[Any, list[tuple[int, UnconstrainedFeatures]]] = {}
@@ -273,7 +259,6 @@ def trained_alone(model: UnconstrainedFeatures) -> Array:
     return change
 
 
-@one_thread()
 def trained_together(model: UnconstrainedFeatures, rows: Sequence[int] | NDArray[np.intp]) -> Array:
     """Change of ln pi(y+) of the pairs in `rows`, trained as one data set with one W.
 

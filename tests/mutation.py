@@ -30,6 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
+_RATES = ["tests/test_rates.py", "tests/test_problem.py"]
 # Tests that see the module, quickest first (pytest stops at the first failure). The longest matching prefix counts.
 FAST: dict[str, list[str]] = {
     "theory/": ["tests/test_regressions.py", "tests/test_errors.py", "tests/test_exact.py", "tests/test_properties.py"],
@@ -40,9 +41,15 @@ FAST: dict[str, list[str]] = {
     ],
     "theory/losses/": ["tests/test_errors.py", "tests/test_losses.py"],
     "theory/losses/_combine.py": ["tests/test_problem.py"],
-    "theory/rates.py": ["tests/test_rates.py", "tests/test_problem.py"],
-    "theory/problem.py": ["tests/test_problem.py", "tests/test_rates.py"],
+    "theory/rates.py": _RATES,
+    "theory/problem.py": _RATES,
     "theory/ches.py": ["tests/test_ches.py"],
+} | {
+    f"theory/theorems/{claim}.py": [*_RATES, f"tests/test_theorems.py::test_the_claim[{claim}]"]
+    for claim in (
+        "theorem_4 theorem_5 theorem_6 theorem_7 theorem_8 theorem_9 shared_prefix proposition_1 proposition_2 "
+        "general_rate"
+    ).split()
 }
 
 # Mutants no test can kill: file -> {label: why}. A label is `scope: before -> after`, as a survivor is printed.
@@ -54,6 +61,8 @@ _DIGITS = "a working precision or stopping rule with room to spare: the same flo
 _ZEROS = "adds zeros for their shape: their sign does not matter"
 _OWN_TEXT = "dataclass keeps a __repr__ that the class defines"
 _ONE_LENGTH = "of one length by construction"
+_SYMMETRIC = "an inner product is symmetric"
+_CENTRAL = "moved is 0, or one end of a central difference of which the size is used"
 _LAST = "axis 1 of two is the last"
 EQUIVALENT: dict[str, dict[str, str]] = {
     "theory/exact.py": {
@@ -80,9 +89,14 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "Problem.log_prob: -1 -> 1": _LAST,
         "Problem.through_rows: len(self) > 1 -> len(self) >= 1": _SLOWER,
         "Problem.through_rows: self.W.dtype == np.float64 -> self.W.dtype != np.float64": _SLOWER,
-        "Problem.inner: self.overlap(v, w) -> self.overlap(w, v)": "an inner product is symmetric",
-        "Problem._incentives: shift * (abs(a) + abs(b) + abs(a_ref) + abs(b_ref)) -> -(shift * (abs(a) + abs(b) + abs(a_ref) + abs(b_ref)))": "used for a central difference alone",
+        "Problem.inner: self.overlap(v, w) -> self.overlap(w, v)": _SYMMETRIC,
+        "Problem._incentives: shift * (abs(a) + abs(b) + abs(a_ref) + abs(b_ref)) -> -(shift * (abs(a) + abs(b) + abs(a_ref) + abs(b_ref)))": _CENTRAL,
+        "Problem._incentives: self.margins + moved -> self.margins - moved": _CENTRAL,
+        "Problem._incentives: a + moved -> a - moved": _CENTRAL,
         "Problem._margin: strict=True -> strict=False": _ONE_LENGTH,
+        "Problem.incentive_sizes: strict=True -> strict=False": _ONE_LENGTH,
+        "Problem.rate_by_sample: self.inner(z, w) -> self.inner(w, z)": _SYMMETRIC,
+        "Problem.rate_by_sample: self.inner(z, l) -> self.inner(l, z)": _SYMMETRIC,
     },
     "theory/losses/slic.py": {
         "SLiC.minimiser: self.delta + 0 * u_ref -> self.delta - 0 * u_ref": _ZEROS,

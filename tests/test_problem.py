@@ -168,12 +168,16 @@ def test_a_large_float32_matrix_gives_the_same_rates():
     for y in (None, (1,)):
         assert log_prob_rate(small, DPO, y).total == pytest.approx(log_prob_rate(wide, DPO, y).total, rel=1e-12)
     # W^T E = W_y - sum_z pi(z) W_z, alone and in a batch
-    twice = Problem.of([small, small], DPO)
-    for p in (Problem.of(small, DPO), twice):
+    other = UnconstrainedFeatures.from_samples(W[::-1].copy(), hidden, samples)
+    for models in ([small], [other, small], [other, small, other]):
+        p = Problem.of(models, DPO)
         y = p.pairs[0][0]
-        wanted = wide.W[list(y.tokens)] - p.pi[0, y.rows] @ wide.W
-        for seen in p.embeddings(y):
-            np.testing.assert_allclose(seen, wanted, rtol=1e-11, atol=1e-11)
+        seen = p.embeddings(y)
+        assert len(seen) == len(models)
+        for i, m in enumerate(models):
+            wide_W = m.W.astype(float)
+            wanted = wide_W[list(y.tokens)] - p.pi[i, y.rows] @ wide_W
+            np.testing.assert_allclose(seen[i], wanted, rtol=1e-11, atol=1e-11)
 
 
 def with_references(samples, seed=4):
@@ -199,10 +203,11 @@ def test_a_loss_sees_the_lengths_of_every_sample():
     seen = log_prob_rate(m, PerToken(), (0, 1, 2)).samples
     assert len(seen) == 3
     for share, s in zip(seen, m.samples, strict=True):
-        alone = UnconstrainedFeatures(m.W, m.H, (s,), m.contexts)
-        loss, p = Weighted(DPO, 1 / len(s.preferred), 1 / len(s.dispreferred)), m.samples[0].prompt
-        problem = Problem.of(alone, loss)
-        assert share == pytest.approx(problem.rate(problem.positions((0, 1, 2), p))[0] / 3, rel=1e-12)
+        problem = Problem.of(
+            UnconstrainedFeatures(m.W, m.H, (s,), m.contexts),
+            Weighted(DPO, 1 / len(s.preferred), 1 / len(s.dispreferred)),
+        )
+        assert share == pytest.approx(problem.rate(problem.positions((0, 1, 2), "x"))[0] / 3, rel=1e-12)
 
 
 # ---- the scale of residuals
@@ -301,6 +306,7 @@ def test_defaults_of_a_problem():
     assert "_rows" not in repr(p)
     with pytest.raises(AttributeError):
         p.lr_hidden = 2.0
+    assert len({p, p, bare}) == 2, "a problem is itself, whatever its arrays hold"
 
 
 def test_responses_after_the_second_play_no_part():

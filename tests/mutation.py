@@ -63,6 +63,7 @@ _OWN_TEXT = "dataclass keeps a __repr__ that the class defines"
 _ONE_LENGTH = "of one length by construction"
 _SYMMETRIC = "an inner product is symmetric"
 _CENTRAL = "moved is 0, or one end of a central difference of which the size is used"
+_DTYPE = "only its dtype and device are used"
 _LAST = "axis 1 of two is the last"
 EQUIVALENT: dict[str, dict[str, str]] = {
     "theory/exact.py": {
@@ -97,6 +98,29 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "Problem.incentive_sizes: strict=True -> strict=False": _ONE_LENGTH,
         "Problem.rate_by_sample: self.inner(z, w) -> self.inner(w, z)": _SYMMETRIC,
         "Problem.rate_by_sample: self.inner(z, l) -> self.inner(l, z)": _SYMMETRIC,
+    },
+    "theory/losses/_combine.py": {
+        "SFT: nonnegative=False -> nonnegative=True": "claims are read of losses of the margin alone",
+    },
+    "theory/ches.py": {
+        "module: 64 -> 65": "a block as good as another",
+        "module: 1 << 15 -> 2 << 15": _SLOWER,
+        "module: 1 << 15 -> 1 << 16": _SLOWER,
+        "_Batch.of: 1 / keep.sum(axis=1) -> -(1 / keep.sum(axis=1))": "both sums change sign, their product does not",
+        "_blocks: x.element_size() < 4 -> x.element_size() <= 4": _SLOWER,
+        "_blocks: x.element_size() < 4 -> x.element_size() < 5": _SLOWER,
+        "_blocks: :0 -> :1": _DTYPE,
+        "_blocks: max(1, SERIAL // x.shape[1]) -> max(2, SERIAL // x.shape[1])": _SLOWER,
+        "_blocks: SERIAL // x.shape[1] -> SERIAL * x.shape[1]": _SLOWER,
+        "_blocks: last - first + 1 -> 1": _SLOWER,
+        "_blocks: last - first -> last + first": _SLOWER,
+        "_blocks: last - first -> -first": _SLOWER,
+        "_blocks: last - first -> last": _SLOWER,
+        "_blocks: last - first + 1 -> last - first + 2": _SLOWER,
+        "_scores_on_device: -1 -> 1": _LAST,
+        "_sums_on_device: :0 -> :1": _DTYPE,
+        "_sums_on_device: -1 -> 1 #2": "the new axis of a vector",
+        "_sums_on_device: -1 -> 1 #3": _LAST,
     },
     "theory/losses/slic.py": {
         "SLiC.minimiser: self.delta + 0 * u_ref -> self.delta - 0 * u_ref": _ZEROS,

@@ -1,6 +1,7 @@
 """CHES and the alphas: against float64, against the other form of each formula, and against states that break others."""
 
 import builtins
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -164,6 +165,21 @@ def test_sums_beyond_float32_are_taken_in_float64():
         on_device([plus, minus], [None, None])
 
 
+def test_one_sum_beyond_float32_and_one_within():
+    """Each is taken its own way, and their signs agree."""
+    huge, small = np.full((4, 3), 3e38, dtype=np.float32), np.array([[1e-3, 2.0, 0.5], [0.25, -1.0, 4.0]], np.float32)
+    for pair in ((huge, small), (small, huge)):
+        assert ches_score(*pair) == pytest.approx(definition(*pair), rel=1e-6)
+        assert on_device([x[None] for x in pair], [None, None])[0] == pytest.approx(definition(*pair), rel=1e-6)
+
+
+def test_what_leaves_float32_may_come_back():
+    """The second sum, in float64, starts afresh."""
+    plus = np.array([[3e38], [3e38], [-3e38], [-3e38], [0.25]], dtype=np.float32)
+    minus = np.array([[2.0]], dtype=np.float32)
+    assert ches_score(plus, minus) == 0.25 * (2.0 - 0.25)
+
+
 # ---- batches
 
 
@@ -189,6 +205,50 @@ def on_device(states, masks, normalize=False):
         ches._Batch.of(torch.as_tensor(x), m, n, normalize) for x, m, n in zip(states, masks, names, strict=True)
     )
     return ches._scores_on_device(*batches)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says it is on an accelerator."""
+
+    @property
+    def device(self):
+        return torch.device("cuda:0")
+
+
+class WithoutDouble(Elsewhere):
+    """On an accelerator that has no float64."""
+
+    @property
+    def device(self):
+        return torch.device("mps:0")
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_an_accelerator_without_float64():
+    states = torch.tensor(np.random.default_rng(8).normal(size=(2, 3, 70, 4))).float()
+    expected = [definition(*(x[b].numpy() for x in states)) for b in range(3)]
+    got = ches_scores(*(x.as_subclass(WithoutDouble) for x in states))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * max(map(abs, expected)))
+    with pytest.raises(TypeError, match="MPS"):
+        states.as_subclass(WithoutDouble).double()
+
+
+def test_states_on_an_accelerator_are_summed_there(monkeypatch):
+    here = [torch.tensor(x) for x in np.random.default_rng(7).normal(size=(2, 3, 5, 4))]
+    there = [x.as_subclass(Elsewhere) for x in here]
+    with pytest.raises(ValueError, match="both be numpy, or both torch on one device"):
+        ches_scores(here[0], there[1])
+    expected = [definition(*(x[b].numpy() for x in here)) for b in range(3)]
+    with monkeypatch.context() as patch:
+        patch.delattr(ches, "_scores_on_device")
+        np.testing.assert_allclose(ches_scores(*here), expected, rtol=1e-12)
+    monkeypatch.delattr(ches, "_sum")
+    np.testing.assert_allclose(ches_scores(*there), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -367,6 +427,16 @@ def test_shares_count_positive_alphas():
     assert lines[0] == "hidden-vector terms of a pair of lengths 1 and 4"
     assert lines[3].split()[-1] == "+0.6"
     assert repr(t) == str(t)
+
+
+def test_records_are_frozen_and_compared_by_identity():
+    t, other = sample_terms(sequence_model()), sample_terms(sequence_model())
+    states = ches._Batch.of(X, None, "preferred", False)
+    for record, name in ((t, "alpha_plus"), (states, "keep")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(record, name, None)
+    assert len({t, t, other}) == 2
+    assert len({states, ches._Batch.of(X, None, "preferred", False)}) == 2
 
 
 def test_where_all_contexts_expect_one_other_token_alpha_is_one_plus_equality():

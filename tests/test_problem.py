@@ -1,6 +1,6 @@
 """Sequences, shared prefixes and data sets: the general gradient formula, rates by name, combined losses, bad input."""
 
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError, dataclass
 
 import numpy as np
 import pytest
@@ -304,7 +304,7 @@ def test_defaults_of_a_problem():
     assert p.positions(4) == p.positions((4,), "x") != p.positions((4,), "z")
     assert log_prob_rate(m, DPO).total == log_prob_rate(m, DPO, lr_unembedding=1.0, lr_hidden=1.0).total
     assert "_rows" not in repr(p)
-    with pytest.raises(AttributeError):
+    with pytest.raises(FrozenInstanceError):
         p.lr_hidden = 2.0
     assert len({p, p, bare}) == 2, "a problem is itself, whatever its arrays hold"
 
@@ -411,6 +411,12 @@ def test_combined_losses_reduce(a, b, lam):
     w, l = seen.incentives(y)
     assert w * 2.0 == pytest.approx(l * lam, rel=1e-9)
     assert SFT(DPO, lam).margin(Sample("x", ((0,), (1,)), (0.0, 0.0))) is None
+
+
+@pytest.mark.parametrize("loss", [SFT(DPO, 0.4), Weighted(DPO, 0.5, 1.3)], ids=repr)
+def test_combined_losses_are_frozen(loss):
+    with pytest.raises(FrozenInstanceError):
+        loss.base = get("ipo")
 
 
 def test_combined_losses_have_latex():

@@ -17,6 +17,7 @@ from scipy.special import log_softmax
 from tqdm.auto import tqdm
 
 from theory import ExactFlow, UnconstrainedFeatures, batch_log_probs
+from theory.ches import ches_scores
 from theory.losses import get
 from theory.model import inner_products
 
@@ -80,10 +81,39 @@ def _timed(f: Callable[[], Any], repeats: int = 5) -> tuple[float, Any]:
 def bench(quick: bool = False, large: bool = True, progress: bool = True) -> BenchReport:
     """Time everything. `quick`: small sizes for a smoke test; `large=False` leaves out the language-model size."""
     rows = batch_rows(models=200 if quick else 2000, rivals=4 if quick else 30, progress=progress)
+    rows += ches_rows(block=10 if quick else 250, d=512 if quick else 4096)
     V, d = (4096, 256) if quick else (128_256, 4096)
     if large:
         rows += large_rows(V, d, progress=progress)
     return BenchReport(tuple(rows), {"quick": quick, "threads": torch.get_num_threads(), "V": V, "d": d})
+
+
+# ---- CHES
+
+
+def ches_rows(block: int, d: int, length: int = 64, pairs: int = 10_000) -> list[Row]:
+    """Scoring `pairs` pairs of `length` states against summing the states once; one block of pairs, used over again."""
+    rng = np.random.default_rng(0)
+    mean = rng.standard_normal(d)
+    plus, minus = ((rng.standard_normal((block, length, d)) + mean).astype(np.float32) for _ in range(2))
+    out = []
+    for kind in ("numpy float32", "torch bfloat16"):
+        x, y = (plus, minus) if kind.startswith("numpy") else (torch.from_numpy(s).bfloat16() for s in (plus, minus))
+        once, _ = _timed(lambda x=x, y=y: (_sum(x), _sum(y)))
+        seconds, scores = _timed(lambda x=x, y=y: ches_scores(x, y))
+        wide = (np.asarray(s) if kind.startswith("numpy") else s.float().numpy() for s in (x, y))
+        S, T = (s.sum(1, dtype=np.float64) for s in wide)
+        size = np.linalg.norm(S, axis=1) * np.linalg.norm(T - S, axis=1)
+        error = float((abs(scores - np.einsum("bd,bd->b", S, T - S)) / size).max())
+        section = f"CHES of {pairs} pairs of {length} states, d={d} (a block of {block})"
+        scale = pairs / block
+        out.append(Row(section, f"{kind}: the states summed once", once * scale, 1.0))
+        out.append(Row(section, f"{kind}: scored", seconds * scale, seconds / once, error, "error over |S+||S- - S+|"))
+    return out
+
+
+def _sum(states: Any) -> Any:
+    return states.sum(1) if isinstance(states, np.ndarray) else states.sum(1, dtype=torch.float32)
 
 
 # ---- many small models

@@ -32,6 +32,7 @@ def test_torchdiffeq_solves_the_same_problem(batch):
 
 def test_the_report_has_every_row_and_keeps_its_accuracy():
     rows = bench.batch_rows(models=8, rivals=2, progress=False) + bench.large_rows(256, 16, progress=False)
+    rows += bench.ches_rows(block=2, d=8, length=5)
     report = bench.BenchReport(tuple(rows), {})
     names = " | ".join(r.what for r in rows)
     for word in (
@@ -41,6 +42,7 @@ def test_the_report_has_every_row_and_keeps_its_accuracy():
         "one-dimensional",
         "inner products",
         "dense autograd",
+        "bfloat16: scored",
     ):
         assert word in names
         assert word in str(report)

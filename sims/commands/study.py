@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
         commands,
         "study",
         run,
-        "CHES against truth. Four data sets of sequences, each pair scored, then trained on: rank correlations of CHES\n"
+        "CHES against truth. Four data sets of sequences, each pair scored, then trained on: rank correlations of it\n"
         "and its rivals with the actual change of ln pi(y+), percentile subsets, alphas. Writes a figure and its data.",
         "displacement study --pairs 320 --out my-study",
     )

@@ -510,9 +510,11 @@ Series = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
 
 @styled
-def panels(count: int = 1, width: float = 3.5, height: float = 3.2, **kw: Any) -> list[Axes]:
+def panels(count: int, width: float = 3.5, height: float = 3.2, **kw: Any) -> list[Axes]:
     """A row of axes on a new figure, each of the given size (inches)."""
-    return _row(None, [1] * count, width * count, height, **kw)
+    figure = new_figure(width * count, height)
+    figure.set_dpi(100)  # notebooks keep many of these
+    return list(np.atleast_1d(figure.subplots(1, count, **kw)))
 
 
 @styled
@@ -522,13 +524,13 @@ def plot_law(
     ax: Axes | None = None,
     title: str = "",
     labels: tuple[str, str] = ("", ""),
-    legend: str | None = "best",
+    legend: Any = "best",
     **axes_settings: Any,
 ) -> Axes:
     """What a theorem says (lines) and what a route that does not know it finds (circles), a colour for each name.
 
     formula, measured : name -> (x, y). Names that stand in one of them alone are drawn; "" is black and not in the
-    legend. `labels` of x and y; `axes_settings` are passed to `ax.set`.
+    legend. `labels` of x and y; `legend`: its place; `axes_settings` are passed to `ax.set`.
     """
     ax = _one(ax, 4.6, 3.3)
     names = list(dict.fromkeys([*formula, *measured]))
@@ -544,7 +546,7 @@ def plot_law(
     low, high = ax.get_ylim()
     if low < 0 < high and ax.get_yscale() == "linear":
         ax.axhline(0, color=BLACK, lw=0.8, zorder=1)
-    if legend and len(ax.get_legend_handles_labels()[1]):
+    if ax.get_legend_handles_labels()[1]:
         ax.legend(loc=legend)
     return ax
 

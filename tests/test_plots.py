@@ -19,10 +19,13 @@ from matplotlib.quiver import Quiver
 import sims
 from sims import gradient_flow
 from sims.figures import COSINES, RATIOS, figure_data, save_picture
-from sims.palette import ROLE_COLORS, WORD_COLORS, shown, token_color
+from sims.palette import BLACK, ROLE_COLORS, WORD_COLORS, shown, token_color
 from sims.plots import (
     barycentric,
+    panels,
     plot_gains,
+    plot_law,
+    plot_ledger,
     plot_log_probs,
     plot_losses,
     plot_phase,
@@ -30,12 +33,14 @@ from sims.plots import (
     plot_simplex,
     plot_simplex_moments,
     plot_story,
+    plot_terms,
     save_figures,
     save_prediction,
 )
 from sims.scenarios.curves import forecast, gains, loss_marks, role, story
 from sims.scenarios.no_never_yes import BETA, KAPPA, TOKENS, geometry, model, no_never_yes
 from sims.scenarios.phase import hidden_at, phase_diagram, simplex_field, simplex_grid, simplex_path, turned
+from sims.verify import Ledger, Row, Tried
 from theory import ExactFlow, UnconstrainedFeatures
 from theory.losses import get
 
@@ -535,3 +540,83 @@ def test_colours_can_be_told_apart():
     assert len(seen) >= 5
     for (a, x), (b, y) in itertools.combinations(seen.values(), 2):
         assert np.linalg.norm(x - y) > 0.06, f"{a} and {b} look alike"
+
+
+# ---- theorems
+
+
+def test_panels_are_new_axes_of_one_figure():
+    axes = panels(3, 2.0, 1.5, sharey=True)
+    assert len({id(ax.figure) for ax in axes}) == 1
+    assert len(axes) == 3
+    np.testing.assert_allclose(axes[0].figure.get_size_inches(), (6.0, 1.5))
+    axes[0].set_ylim(-3, 4)
+    assert axes[2].get_ylim() == (-3, 4), "settings reach the axes"
+    (one,) = panels(1)
+    assert one.figure is not axes[0].figure
+
+
+def test_a_law_draws_lines_and_circles_of_one_colour():
+    x = np.linspace(-1, 1, 5)
+    formula = {"first": (x, 2 * x), "": (x, -x)}
+    measured = {"first": (x[::2], 2 * x[::2]), "alone": (x, x**2)}
+    (given,) = new_axes()
+    assert plot_law(formula, measured, given, "title", ("across", "up"), xlim=(-2, 2)) is given
+    curves = {line.get_linestyle() + line.get_label(): line for line in given.lines}
+    line, circles = curves["-first"], next(v for k, v in curves.items() if k == "None_measured")
+    np.testing.assert_array_equal(line.get_ydata(), 2 * x)
+    np.testing.assert_array_equal(circles.get_xydata(), np.transpose([x[::2], 2 * x[::2]]))
+    assert line.get_color() == circles.get_markeredgecolor()
+    assert circles.get_marker() == "o"
+    alone = curves["Nonealone"]
+    np.testing.assert_array_equal(alone.get_ydata(), x**2)
+    assert alone.get_markeredgecolor() != line.get_color()
+    assert curves["-_formula"].get_color() == BLACK, "the unnamed series"
+    assert [t.get_text() for t in given.get_legend().get_texts()] == ["first", "alone"]
+    assert (given.get_xlabel(), given.get_ylabel(), given.get_xlim()) == ("across", "up", (-2, 2))
+    zero = [line for line in given.lines if set(line.get_ydata()) == {0}]
+    assert len(zero) == 1, "the boundary of displacement"
+    above = plot_law({}, {"": (x, x**2 + 1)})
+    assert not [line for line in above.lines if set(line.get_ydata()) == {0}]
+    assert above.get_legend() is None
+
+
+def test_terms_stack_from_zero_to_their_sum():
+    terms = {"up": np.array([2.0, 1.0]), "down": np.array([-3.0, -0.5]), "mixed": np.array([1.0, -2.0])}
+    measured = np.array([0.0, -1.5])
+    (given,) = new_axes()
+    assert plot_terms(terms, measured, ["a", "b"], given, "title", ("x", "y")) is given
+    spans = [sorted((p.get_y(), p.get_y() + p.get_height())) for p in given.patches]
+    assert spans == [[0, 2], [0, 1], [-3, 0], [-0.5, 0], [2, 3], [-2.5, -0.5]]
+    for i in range(2):  # what is above and what is below zero add up to the terms' sum
+        ends = spans[i::2]
+        assert max(e[1] for e in ends) + min(e[0] for e in ends) == pytest.approx(sum(t[i] for t in terms.values()))
+    (dots,) = [line for line in given.lines if line.get_label() == "measured sum"]
+    np.testing.assert_array_equal(dots.get_ydata(), measured)
+    assert [t.get_text() for t in given.get_xticklabels()] == ["a", "b"]
+    assert len({p.get_facecolor() for p in given.patches}) == 3
+    assert plot_terms(terms, measured, ["a", "b"]).figure is not given.figure
+
+
+def test_ledger_shows_every_residual():
+    tried = {"autodiff": Tried(10, 1e-16, ""), "integrated": Tried(2, 0.0, "")}
+    broken = {"hypothesis": "one", "broken_in": "data_set", "residual": 0.3, "shown": True, "reason": ""}
+    reason = {"hypothesis": "none", "broken_in": None, "residual": 0.0, "shown": False, "reason": "always"}
+    rows = (
+        Row("first", "", "", "identity", 1e-12, tried, 2, (), (broken, reason), None),
+        Row("second", "", "", "identity", 1e-8, {"simulated": Tried(5, 2e-9, "")}, 1, (), (), None),
+    )
+    (given,) = new_axes()
+    assert plot_ledger(Ledger(rows, {}), {"first": [0.1, 0.2], "second": [0.5]}, given) is given
+    drawn = {label: sorted(map(tuple, line[0].get_xydata())) for label, line in lines(given).items()}
+    assert drawn == {
+        "true, autodiff": [(1e-16, 0)],
+        "true, integrated": [(1e-18, 0)],  # an exact zero, on a log axis
+        "true, simulated": [(2e-9, 1)],
+        "wrong copies": [(0.1, 0), (0.2, 0), (0.5, 1)],
+        "a hypothesis dropped": [(0.3, 0)],
+        "allowed": [(1e-12, 0), (1e-8, 1)],
+    }
+    assert [t.get_text() for t in given.get_yticklabels()] == ["first", "second"]
+    assert given.get_xscale() == "log"
+    assert "wrong copies" not in lines(plot_ledger(Ledger(rows, {})))

@@ -64,6 +64,7 @@ _ONE_LENGTH = "of one length by construction"
 _SYMMETRIC = "an inner product is symmetric"
 _CENTRAL = "moved is 0, or one end of a central difference of which the size is used"
 _DTYPE = "only its dtype and device are used"
+_MEAN_OF_ONE = "the mean of one state is the state"
 _LAST = "axis 1 of two is the last"
 EQUIVALENT: dict[str, dict[str, str]] = {
     "theory/exact.py": {
@@ -121,6 +122,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "_sums_on_device: :0 -> :1": _DTYPE,
         "_sums_on_device: -1 -> 1 #2": "the new axis of a vector",
         "_sums_on_device: -1 -> 1 #3": _LAST,
+        "SequenceTerms: repr=False -> repr=True": _OWN_TEXT,
+        "_errors: np.abs(logsumexp(log_pi, axis=1)).max() <= 0.001 -> np.abs(logsumexp(log_pi, axis=1)).max() < 0.001": _EDGE,
+        "last_hidden_inner_product: _Batch.of(_states(hidden_preferred, 'hidden_preferred', 1)[None, None], None, 'preferred', False) -> _Batch.of(_states(hidden_preferred, 'hidden_preferred', 1)[None, None], None, 'preferred', True)": _MEAN_OF_ONE,
+        "last_hidden_inner_product: _Batch.of(_states(hidden_dispreferred, 'hidden_dispreferred', 1)[None, None], None, 'dispreferred', False) -> _Batch.of(_states(hidden_dispreferred, 'hidden_dispreferred', 1)[None, None], None, 'dispreferred', True)": _MEAN_OF_ONE,
     },
     "theory/losses/slic.py": {
         "SLiC.minimiser: self.delta + 0 * u_ref -> self.delta - 0 * u_ref": _ZEROS,
@@ -130,7 +135,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "MarginForm.slope: np.asarray(self.loss.closed_slope(NUMPY, y)) + np.zeros_like(y.u) -> np.asarray(self.loss.closed_slope(NUMPY, y)) - np.zeros_like(y.u)": _ZEROS,
         "MarginForm.slope: self.loss.incentives(y)[0] -> self.loss.incentives(y)[1]": "the two incentives of a margin loss are equal",
         "MarginForm.log_slope: np.asarray(self.loss.closed_log_slope(NUMPY, y)) + np.zeros_like(y.u) -> np.asarray(self.loss.closed_log_slope(NUMPY, y)) - np.zeros_like(y.u)": _ZEROS,
-        "MarginForm.log_slope: (out < -690.0) & np.isfinite(y.u) -> (out < -690.0) | np.isfinite(y.u)": _SLOWER,
+        "MarginForm.log_slope: ((out < -690.0) | (out == np.inf)) & np.isfinite(u) -> (out < -690.0) | (out == np.inf) | np.isfinite(u)": _SLOWER,
         "MarginForm.log_slope: out < -690.0 -> out <= -690.0": _SLOWER,
         "MarginForm.log_slope: -690.0 -> -691.0": _SLOWER,
         "MarginForm.log_slope: -690.0 -> 690.0": _SLOWER,

@@ -560,6 +560,9 @@ def test_the_sign_of_a_slope_that_underflows():
     assert MarginForm(Bare(1), 0.0).log_slope(far).tolist() == [[0.0, 0.0, -math.inf]]
     refs = np.array([[3e3], [2e3], [1.5e3]])
     np.testing.assert_allclose(MarginForm(Bare(0), refs).log_slope(each), each - refs, rtol=1e-12)
+    # Beyond the largest float, too.
+    assert MarginForm(Bare(0), 0.0).slope(2e3) == -math.inf
+    assert float(MarginForm(Bare(0), 0.0).log_slope(2e3)) == pytest.approx(2e3, rel=1e-12)
 
 
 def test_digits_are_added_until_the_slope_stands():

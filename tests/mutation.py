@@ -127,6 +127,13 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "last_hidden_inner_product: _Batch.of(_states(hidden_preferred, 'hidden_preferred', 1)[None, None], None, 'preferred', False) -> _Batch.of(_states(hidden_preferred, 'hidden_preferred', 1)[None, None], None, 'preferred', True)": _MEAN_OF_ONE,
         "last_hidden_inner_product: _Batch.of(_states(hidden_dispreferred, 'hidden_dispreferred', 1)[None, None], None, 'dispreferred', False) -> _Batch.of(_states(hidden_dispreferred, 'hidden_dispreferred', 1)[None, None], None, 'dispreferred', True)": _MEAN_OF_ONE,
     },
+    "theory/theorems/theorem_4.py": {
+        "Theorem4.terms: x.WW(x.plus, x.minus) -> x.WW(x.minus, x.plus)": _SYMMETRIC,
+    },
+    "theory/theorems/theorem_6.py": {
+        "Theorem6.terms: problem.overlap(w, l) -> problem.overlap(l, w)": _SYMMETRIC,
+        "Theorem6.terms: x.WW(x.plus, x.minus) -> x.WW(x.minus, x.plus)": _SYMMETRIC,
+    },
     "theory/losses/slic.py": {
         "SLiC.minimiser: self.delta + 0 * u_ref -> self.delta - 0 * u_ref": _ZEROS,
         "SLiC.minimiser: 0 * u_ref -> -(0 * u_ref)": _ZEROS,

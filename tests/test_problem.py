@@ -14,6 +14,7 @@ from theory import Problem, Sample, SolverError, UnconstrainedFeatures, log_prob
 from theory.losses import SFT, Loss, Pair, Weighted, get
 from theory.model import contexts_of
 from theory.theorems import SETTINGS, THEOREMS
+from theory.theorems.theorem_6 import alphas
 
 DPO = get("dpo", beta=0.7)
 
@@ -78,6 +79,15 @@ def test_inner_products_of_gradients(v, w):
     assert abs(parts.alpha).max() <= 2
     same = [[(v[1], v[0][:k]) == (w[1], w[0][:l]) for l in range(len(w[0]))] for k in range(len(v[0]))]
     assert ((parts.unembedding[0] != 0) == np.array(same)).all()
+
+
+def test_the_alphas_of_theorem_3_are_inner_products_of_errors():
+    samples = (Sample("x", ((0, 2), (1, 2, 4))),)
+    p = Problem.of([model_of(samples, seed) for seed in (0, 1, 2)], DPO)
+    (w, l), (of_minus, of_plus) = p.pairs[0], alphas(p)
+    np.testing.assert_allclose(of_minus, p.overlap(w, l).alpha, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(of_plus, p.overlap(w, w).alpha, rtol=1e-12, atol=1e-14)
+    assert abs(of_plus).min() > 1e-3
 
 
 def test_errors_keep_their_digits_at_certainty():

@@ -101,7 +101,7 @@ def ches_rows(block: int, d: int, length: int = 64, pairs: int = 10_000) -> list
         x, y = (plus, minus) if kind.startswith("numpy") else (torch.from_numpy(s).bfloat16() for s in (plus, minus))
         once, _ = _timed(lambda x=x, y=y: (_sum(x), _sum(y)))
         seconds, scores = _timed(lambda x=x, y=y: ches_scores(x, y))
-        wide = (np.asarray(s) if kind.startswith("numpy") else s.float().numpy() for s in (x, y))
+        wide: Any = (s if isinstance(s, np.ndarray) else s.float().numpy() for s in (x, y))
         S, T = (s.sum(1, dtype=np.float64) for s in wide)
         size = np.linalg.norm(S, axis=1) * np.linalg.norm(T - S, axis=1)
         error = float((abs(scores - np.einsum("bd,bd->b", S, T - S)) / size).max())

@@ -8,11 +8,37 @@ import importlib
 import inspect
 import pkgutil
 
-from theory.theorems._base import Route, Run, Sharpness, Theorem
+from theory.theorems._base import (
+    RateTheorem,
+    Route,
+    Run,
+    Sharpness,
+    Theorem,
+    everywhere,
+    excess,
+    is_single_token,
+    relative,
+)
 from theory.theorems._proofs import Proof
+from theory.theorems._single import Branch, dot
 from theory.theorems.settings import SETTINGS
 
-__all__ = ["SETTINGS", "THEOREMS", "Proof", "Route", "Run", "Sharpness", "Theorem"]
+__all__ = [
+    "SETTINGS",
+    "THEOREMS",
+    "Branch",
+    "Proof",
+    "RateTheorem",
+    "Route",
+    "Run",
+    "Sharpness",
+    "Theorem",
+    "dot",
+    "everywhere",
+    "excess",
+    "is_single_token",
+    "relative",
+]
 
 
 def _discover() -> dict[str, Theorem]:

@@ -134,6 +134,16 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "Theorem6.terms: problem.overlap(w, l) -> problem.overlap(l, w)": _SYMMETRIC,
         "Theorem6.terms: x.WW(x.plus, x.minus) -> x.WW(x.minus, x.plus)": _SYMMETRIC,
     },
+    "theory/theorems/theorem_7.py": {
+        "Theorem7.terms: problem.overlap(z, l) -> problem.overlap(l, z)": _SYMMETRIC,
+        "Theorem7.terms: problem.overlap(z, w) -> problem.overlap(w, z)": _SYMMETRIC,
+    },
+    "theory/theorems/theorem_8.py": {
+        "Theorem8.terms: dot(x.h, y.h) -> dot(y.h, x.h)": _SYMMETRIC,
+    },
+    "theory/theorems/theorem_9.py": {
+        "Theorem9.terms: dot(x.h, y.h) -> dot(y.h, x.h)": _SYMMETRIC,
+    },
     "theory/losses/slic.py": {
         "SLiC.minimiser: self.delta + 0 * u_ref -> self.delta - 0 * u_ref": _ZEROS,
         "SLiC.minimiser: 0 * u_ref -> -(0 * u_ref)": _ZEROS,

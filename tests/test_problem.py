@@ -149,6 +149,25 @@ def test_terms_are_named_by_the_theorem_that_covers_them(name):
     assert rate.to_dict()["theorem"] == name
 
 
+@pytest.mark.parametrize(
+    ("name", "responses", "probe", "holds"),
+    [
+        ("theorem_7", ((0, 2), (1, 1, 4)), (3,), True),
+        ("theorem_7", ((0, 2), (1, 1, 4)), (0,), False),  # z starts like y+
+        ("theorem_7", ((0, 2), (1, 1, 4)), (1,), False),  # z starts like y-
+        ("theorem_7", ((0, 2), (0, 1, 4)), (3,), False),  # y+ starts like y-
+        ("theorem_8", ((0,), (1,), (2, 3)), (3,), True),  # a third response plays no part
+        ("theorem_8", ((0,), (1, 3)), (3,), False),
+        ("theorem_9", ((0,), (1,)), (3,), True),
+        ("theorem_9", ((0, 2), (1,)), (3,), False),
+        ("theorem_9", ((0,), (1,)), (3, 4), False),  # z of two tokens
+    ],
+)
+def test_hypotheses(name, responses, probe, holds):
+    p = Problem.of(model_of([Sample("x", responses)]), DPO, probe=("x", probe))
+    assert THEOREMS[name].applies(p).tolist() == [holds]
+
+
 def test_propositions_name_their_terms():
     m = model_of(ONE["theorem_6"][0])
     sft, weighted = (log_prob_rate(m, loss) for loss in (SFT(DPO, 0.4), Weighted(DPO, 0.5, 1.3)))

@@ -65,6 +65,7 @@ _SYMMETRIC = "an inner product is symmetric"
 _CENTRAL = "moved is 0, or one end of a central difference of which the size is used"
 _DTYPE = "only its dtype and device are used"
 _MEAN_OF_ONE = "the mean of one state is the state"
+_SYMMETRIC_PREFIX = "two responses have one common prefix"
 _LAST = "axis 1 of two is the last"
 EQUIVALENT: dict[str, dict[str, str]] = {
     "theory/exact.py": {
@@ -143,6 +144,15 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     },
     "theory/theorems/theorem_9.py": {
         "Theorem9.terms: dot(x.h, y.h) -> dot(y.h, x.h)": _SYMMETRIC,
+    },
+    "theory/theorems/shared_prefix.py": {
+        "common_prefix: zip(v, w, strict=False) -> zip(w, v, strict=False)": _SYMMETRIC_PREFIX,
+        "SharedPrefix.applies: common_prefix(w, l) -> common_prefix(l, w)": _SYMMETRIC_PREFIX,
+        **{
+            f"SharedPrefix.terms: len({y}.tokens) - 1 -> len({y}.tokens){more}": "where the claim applies, b is below both"
+            for y in "wl"
+            for more in ("", " + 1")
+        },
     },
     "theory/losses/slic.py": {
         "SLiC.minimiser: self.delta + 0 * u_ref -> self.delta - 0 * u_ref": _ZEROS,

@@ -161,6 +161,8 @@ def test_terms_are_named_by_the_theorem_that_covers_them(name):
         ("theorem_9", ((0,), (1,)), (3,), True),
         ("theorem_9", ((0, 2), (1,)), (3,), False),
         ("theorem_9", ((0,), (1,)), (3, 4), False),  # z of two tokens
+        ("shared_prefix", ((0, 2), (0, 3), (4, 1)), (3,), True),
+        ("shared_prefix", ((1,), (1, 1, 0)), (3,), False),  # y+ is a prefix of y-
     ],
 )
 def test_hypotheses(name, responses, probe, holds):
@@ -339,11 +341,12 @@ def test_defaults_of_a_problem():
 
 
 def test_responses_after_the_second_play_no_part():
-    two, three = Sample("x", ((0, 1), (2,))), Sample("x", ((0, 1), (2,), (0, 3)))
+    two, three = Sample("x", ((0, 1), (0, 2))), Sample("x", ((0, 1), (0, 2), (0, 3)))
     p, q = (Problem.of(model_of([s]), DPO) for s in (two, three))
     assert q.references.shape == (1, 1, 2)
     assert q.model(0).samples == p.model(0).samples
     assert q.rate(q.pairs[0][0]) == p.rate(p.pairs[0][0])
+    assert log_prob_rate(model_of([three]), DPO).terms == log_prob_rate(model_of([two]), DPO).terms
 
 
 # ---- defined behaviour of odd data

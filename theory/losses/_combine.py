@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from theory._check import POSITIVE, check_number
-from theory.losses._base import Claims, Loss, MarginLoss, Pair
+from theory.losses._base import Loss, MarginLoss, Pair
 from theory.ops import Ops
 
 
@@ -20,7 +20,6 @@ class SFT(Loss):
 
     name = "sft"
     reference = "Razin et al. 2024 (arXiv 2410.08847), App. E, eq. 4"
-    claims = Claims(nonnegative=False)
 
     def __post_init__(self) -> None:
         _check_base(self.base)

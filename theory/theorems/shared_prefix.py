@@ -38,7 +38,7 @@ class SharedPrefix(RateTheorem):
     def terms(self, problem: Problem, z: Positions) -> dict[str, Array]:
         (w, l), sample = problem.pairs[0], problem.samples[0]
         b = len(common_prefix(*sample.responses[:2]))
-        b = min(b, len(w.tokens) - 1, len(l.tokens) - 1)
+        b = min(b, len(w.tokens) - 1, len(l.tokens) - 1)  # has a value, if a wrong one, where one is a prefix
         x = Branch(problem, prefix=w.tokens[:b])
         after_w, after_l = (Positions(y.rows[b:], y.tokens[b:]) for y in (w, l))
         later = Positions(w.rows[b + 1 :], w.tokens[b + 1 :])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,27 @@ def test_a_benign_pair_is_refuted_and_the_record_says_why():
     assert tie.displaces is False
 
 
+@pytest.mark.parametrize(
+    ("first", "u1", "falls", "displaces"),
+    [
+        (1.2, 40.0, True, True),
+        (1.9, 40.0, True, True),
+        (1 + 2.0**-40, 2.0**42, True, True),
+        (1 + 2.0**-40, 40.0, False, True),  # y- still matters at u1
+        (1 - 2.0**-40, 2.0**42, False, False),
+    ],
+)
+def test_with_w_frozen_the_whole_path_turns_on_r_z_being_above_one(first, u1, falls, displaces):
+    # h = (u, 0) at margin u, so 1/pi(y+) = 1 + e^-u + e^((first - 1) u), and r_z = 2 first - 1.
+    got = certify(single([[1, 0], [0, 0], [first, 0.1]], [3, 0]), None, 0.0, 1.0, margin=u1)
+    with mpmath.workdps(60):
+        inverse = lambda u: 1 + mpmath.exp(-mpf(u)) + mpmath.exp((mpf(first) - 1) * mpf(u))  # noqa: E731
+        assert got.change.contains(digits(mpmath.log(inverse(3) / inverse(u1))))
+    assert got.claims[0].proved is falls
+    assert got.displaces is displaces
+    assert ("never below its start" in got.course) is not displaces
+
+
 def test_a_change_of_exactly_zero_stays_undecided():
     # W frozen, one dimension: D_z = u, so 1/pi(y+) = 1 + 2 cosh u is the same at u0 = -1 and u1 = 1.
     model = single([[0.5], [-0.5], [1.5]], [-1.0])
@@ -289,6 +311,27 @@ def test_the_tail_and_the_pruning_are_needed_and_right():
     assert curve.value(y).overlaps(S)
 
 
+def test_a_fall_that_comes_after_a_rise_is_found():
+    """The quartic is positive at x = 1 and x = e, negative from 5 to 19: the odds against y+ fall, then rise higher."""
+    model, rate = single([[0.5, -1.5], [-0.5, 1.5], [20, 45]], [1, 3]), (0.5, 1.0)  # omega = rho = 1
+    quartic = lambda x: x**4 - 20 * x**3 + 135 * x + 9  # noqa: E731
+    assert min(map(quartic, (1, np.e, 25))) > 0 > max(map(quartic, (5, 19)))
+    start = Start.of(model, *rate)
+    curve = _Curve(start)
+    assert not any(curve.falls_beyond(flint.arb(x)) for x in (1, np.e, 5, 19))
+    assert curve.falls_beyond(flint.arb(25))
+    low = lowest(start)
+    assert low is not None
+    assert (low.below_start, low.at_start) == (True, False)
+    # In loss-time, from the parameters: up first, and the lowest value is the one enclosed.
+    value, margin = mp_minimum(model, *rate)
+    with mpmath.workdps(60):
+        before, early = (by_parameters(model, *rate, mpf(tau))[1][0] for tau in (0, 1))
+    assert value + 40 < before < early - 40
+    assert float(low.log_prob) == pytest.approx(float(value), rel=1e-14)
+    assert float(low.margin) == pytest.approx(float(margin), rel=1e-14)
+
+
 def test_several_troughs_and_a_minimum_at_the_start():
     # With W_2 far away but aligned, ln pi(y+) rises at first (its competitor y- goes) and falls later.
     rng, deep, shallow = np.random.default_rng(5), 0, 0
@@ -349,6 +392,29 @@ def test_the_norms_are_those_of_the_gradients_at_radius_zero(regime):
     assert slopes is not None
     assert (norms[12:] <= np.array(slopes[2]) * (1 + 1e-8)).all()
     assert (norms[12:] > 1e-3).all()
+
+
+def test_the_bound_on_the_gain_holds_where_y_minus_starts_with_all_probability():
+    """The token has nearly all at u1, so the gradient is about that of (W_- - W_z) h: norm 4 + 2 * 2.
+
+    It is bounded by those of (W_z - W_+) h and of u0, 6 each.
+    """
+    W, h, u1, corner = np.array([1.0, -1.0, 3.0]), np.array([-2.0]), 6.0, np.array([1.0, -1.0, 1.0, -1.0])
+
+    def minus_gain(x: np.ndarray) -> float:  # W frozen: h = u1/(W_+ - W_-) at u1
+        W = x[:3, None]
+        after = np.array([u1 / (x[0] - x[1])])
+        return float(oracles.log_probs(W, x[3:])[2] - oracles.log_probs(W, after)[2])
+
+    model = single(W[:, None], h)
+    box = Box(model, Start.of(model, 0.0, 1.0), u1, 0)
+    for eps in (0.0, 0.01):
+        x = np.concatenate([W, h]) + eps * corner
+        step = 2.0**-20
+        J = [(minus_gain(x + step * e) - minus_gain(x - step * e)) / (2 * step) for e in np.eye(4)]
+        slopes = box._slopes(box.centre, eps)
+        assert slopes is not None
+        assert np.abs(J).sum() * (1 - 1e-8) <= slopes[2][1] <= 12 + 9 * eps
 
 
 @pytest.mark.parametrize("less", [None, 1])
@@ -576,6 +642,19 @@ def test_records_speak_and_save():
     assert zero.relative_width == np.inf
     assert zero.contains("0.5")
     assert not zero.contains(2)
+
+
+@pytest.mark.parametrize(("mid", "radius"), [(2, 0.5), (-2, 0.5), (0, 1e-9), (1e300, 1e299), (-1e-300, 0)])
+def test_low_and_high_enclose_the_ball_and_little_more(mid, radius):
+    ball = flint.arb(mid, radius)
+    got, below, above = Enclosure(ball), ball.lower(), ball.upper()
+    assert flint.arb(got.low) < below
+    assert above < flint.arb(got.high)
+    slack = flint.arb(2) ** -51  # two units in the last place
+    assert flint.arb(got.low) >= below - abs(below) * slack
+    assert flint.arb(got.high) <= above + abs(above) * slack
+    third = Enclosure(flint.arb(mid) / 3)  # no float, in general
+    assert Fraction(third.low) < Fraction(mid) / 3 < Fraction(third.high)
 
 
 # ---- files and the scenario

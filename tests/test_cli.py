@@ -13,7 +13,7 @@ from sims.cli import main
 
 @pytest.fixture
 def matrix(tmp_path):
-    """A small embedding file on which maybe/perhaps can displace and no/never cannot."""
+    """A small embedding file on which no/never can displace and maybe/perhaps cannot."""
     rng = np.random.default_rng(0)
     tokens = np.array(["no", "never", "yes", "maybe", "perhaps", *(f"word{i}" for i in range(40))])
     file = tmp_path / "small.npz"
@@ -78,6 +78,49 @@ def test_scan_ranks_pairs(matrix, capsys):
 
 
 @pytest.mark.parametrize(
+    ("call", "code", "words"),
+    [
+        ([], 0, "Certified: displacement of 'No'"),
+        (["--kappa", "inf", "--token", "Yes"], 0, "Certified: displacement of 'No'"),
+        (["--kappa", "0.05"], 1, "NOT certified"),
+        (["--kappa", "0"], 1, "NOT certified"),
+    ],
+)
+def test_certify_exits_with_0_only_if_certified(call, code, words, capsys):
+    pytest.importorskip("flint")
+    assert main(["certify", *call]) == code
+    assert capsys.readouterr().out.startswith(words)
+    assert main(["certify", *call, "--json"]) == code
+    data = strict(capsys.readouterr().out)
+    assert data["certified"] is (code == 0)
+    assert data["displaces"] is (code == 0)
+    assert (data["change"]["high"] < 0) is (code == 0)
+
+
+@pytest.mark.parametrize(("preferred", "dispreferred", "code"), [("no", "never", 0), ("maybe", "perhaps", 1)])
+def test_certify_of_a_file_agrees_with_r_max(preferred, dispreferred, code, matrix, capsys):
+    pytest.importorskip("flint")
+    call = ["--preferred", preferred, "--dispreferred", dispreferred, "--kappa", "inf", "--json"]
+    assert main(["certify", matrix, *call]) == code
+    data = strict(capsys.readouterr().out)
+    assert (data["preferred"], data["dispreferred"], data["V"], data["eta_W"]) == (preferred, dispreferred, 45, 0.0)
+    with np.load(matrix) as file:
+        rows = dict(zip(file["tokens"].tolist(), file["unembedding"], strict=True))
+    up, down = rows.pop(preferred), rows.pop(dispreferred)
+    a = up - down
+    r_max = max(float((2 * row - up - down) @ a / (a @ a)) for row in rows.values())
+    assert (r_max > 1) is data["displaces"] is (code == 0)
+
+
+def test_study_writes_its_data_and_its_figure(tmp_path, capsys):
+    assert main(["study", "--pairs", "16", "--out", str(tmp_path)]) == 0
+    assert "ches.json and ches.png" in capsys.readouterr().out
+    assert {p.name for p in tmp_path.iterdir()} == {"ches.json", "ches.png"}
+    assert (tmp_path / "ches.png").read_bytes().startswith(b"\x89PNG")
+    assert "version" in strict((tmp_path / "ches.json").read_text())
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (["predict", "absent.npz", "--preferred", "a", "--dispreferred", "b"], "absent.npz"),
@@ -95,6 +138,10 @@ def test_scan_ranks_pairs(matrix, capsys):
         (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--set", "beta"], "NAME=NUMBER"),
         (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--set", "beta=0"], "beta must be in"),
         (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--start", "no=1,no=2"], "twice"),
+        (["certify", "--kappa", "-1"], "--kappa must be in [0, inf], got -1"),
+        (["certify", "--kappa", "nan"], "--kappa must be in [0, inf], got nan"),
+        (["certify", "--set", "beta=0.2"], "--set needs --loss"),
+        (["certify", "MATRIX"], "--preferred and --dispreferred must be given"),
         (["scan", "MATRIX", "--tokens", "no"], "tokens"),
         (["demo", "--draws", "0"], "draws"),
     ],

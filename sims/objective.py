@@ -15,7 +15,7 @@ from torch import Tensor
 
 from theory.losses import Loss, Pair
 from theory.model import Context, UnconstrainedFeatures
-from theory.problem import Problem
+from theory.problem import Problem, check_one_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +36,8 @@ class Objective:
         """From models of one shape; a ValueError names the first that differs."""
         if not isinstance(loss, Loss):
             raise ValueError(f"loss must be a theory.losses.Loss instance, got {loss!r}")
+        check_one_shape(models)
         first = models[0]
-        for i, m in enumerate(models[1:], 1):
-            if _shape(m) != _shape(first):
-                raise ValueError(
-                    f"models must share vocabulary, contexts and responses; model {i} differs from model 0"
-                )
         rows: dict[Context, int] = {c: i for i, c in enumerate(first.contexts)}
         pairs = []
         for s in first.samples:
@@ -72,10 +68,6 @@ class Objective:
             y = Pair(a, b, self.a_ref[:, i], self.b_ref[:, i], len(y_w), len(y_l))
             total = total + self.loss.torch_value(y)
         return total / len(self.pairs)
-
-
-def _shape(m: UnconstrainedFeatures) -> tuple[Any, ...]:
-    return m.V, m.d, m.contexts, tuple((s.prompt, s.responses) for s in m.samples)
 
 
 def stacked(models: Sequence[UnconstrainedFeatures]) -> tuple[Tensor, Tensor]:

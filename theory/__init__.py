@@ -6,7 +6,7 @@ from theory.check import check_loss
 from theory.descent import ExactDescent
 from theory.displacement import Displacement
 from theory.exact import ExactFlow, batch_log_probs
-from theory.model import Sample, UnconstrainedFeatures
+from theory.model import Sample, UnconstrainedFeatures, contexts_of
 from theory.problem import Problem
 from theory.rates import log_prob_rate
 
@@ -22,6 +22,7 @@ __all__ = [
     "batch_log_probs",
     "check_loss",
     "ches",
+    "contexts_of",
     "log_prob_rate",
     "losses",
     "theorems",

@@ -368,7 +368,9 @@ def edit_similarity(tokens_preferred: Sequence[Hashable], tokens_dispreferred: S
     try:
         from rapidfuzz.distance import Levenshtein
     except ImportError as error:
-        raise ImportError("edit_similarity needs rapidfuzz: pip install likelihood-displacement[ches]") from error
+        raise ImportError(
+            "edit_similarity needs rapidfuzz: python3 -m pip install 'likelihood-displacement[ches]'"
+        ) from error
     pair = []
     for tokens, name in ((tokens_preferred, "tokens_preferred"), (tokens_dispreferred, "tokens_dispreferred")):
         plain = tokens.tolist() if hasattr(tokens, "tolist") else tokens  # type: ignore[attr-defined]

@@ -81,6 +81,13 @@ class Problem:
         for name in ("lr_unembedding", "lr_hidden"):
             object.__setattr__(self, name, check_number(getattr(self, name), name, RATE))
         object.__setattr__(self, "_rows", {c: i for i, c in enumerate(self.contexts)})
+        wanted = {
+            "H": (len(self), len(self.contexts), self.W.shape[2]),
+            "references": (len(self), len(self.samples), 2),
+        }
+        for name, shape in wanted.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {getattr(self, name).shape}")
 
     @classmethod
     def of(
@@ -97,11 +104,7 @@ class Problem:
         if not models:
             raise ValueError("models must not be empty")
         first = models[0]
-        for i, m in enumerate(models):
-            if _shape(m) != _shape(first):
-                raise ValueError(
-                    f"models must share vocabulary, contexts and responses; model {i} differs from model 0"
-                )
+        check_one_shape(models)
         one = len(models) == 1  # a view, so that a language model's W is not copied
         W = first.W[None] if one else np.stack([m.W for m in models])
         H = first.H[None].astype(np.float64) if one else np.stack([m.H for m in models]).astype(np.float64)
@@ -309,5 +312,12 @@ class Problem:
         return (sizes_w * plus + sizes_l * minus).sum(1) / len(self.pairs)
 
 
-def _shape(m: UnconstrainedFeatures) -> tuple[Any, ...]:
-    return m.V, m.d, m.contexts, tuple((s.prompt, s.responses) for s in m.samples)
+def check_one_shape(models: Sequence[UnconstrainedFeatures]) -> None:
+    """A ValueError names the first model that differs from model 0 in vocabulary, contexts or responses."""
+
+    def shape(m: UnconstrainedFeatures) -> tuple[Any, ...]:
+        return m.V, m.d, m.contexts, tuple((s.prompt, s.responses) for s in m.samples)
+
+    for i, m in enumerate(models):
+        if shape(m) != shape(models[0]):
+            raise ValueError(f"models must share vocabulary, contexts and responses; model {i} differs from model 0")

@@ -8,7 +8,7 @@ from moving hidden vectors carry eta_h, those from moving W carry eta_W.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,8 @@ class Rate:
     theorem : name of the claim whose terms these are (`theory.theorems.THEOREMS`).
     samples (S,): what each sample of the data contributes; their sum is the rate, too.
     sensitivity : single-token pairs only. Derivative of the rate in one inner product with everything else
-        (probabilities included) held fixed: the sign of each is what Theorems 1 and 2 state in words.
+        (probabilities included) held fixed, of other tokens the 20 likeliest: the sign of each is what Theorems 1 and 2
+        state in words.
     """
 
     response: str
@@ -116,11 +117,7 @@ def _tokens(response: Any, model: UnconstrainedFeatures) -> tuple[int, ...]:
 
 def _naming(problem: Problem, z: Positions, sample: int) -> RateTheorem:
     """The claim that names the terms of this rate."""
-    prompt = problem.samples[sample].prompt
-    probed = Problem(
-        problem.W, problem.H, problem.samples, problem.contexts, problem.references, problem.loss,
-        problem.lr_unembedding, problem.lr_hidden, (prompt, z.tokens),
-    )  # fmt: skip
+    probed = replace(problem, probe=(problem.samples[sample].prompt, z.tokens))
     names = _OF_PREFERRED if z == problem.pairs[sample][0] else _OF_OTHERS
     for name in names:
         theorem = THEOREMS[name]

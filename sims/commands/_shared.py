@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -62,6 +63,13 @@ def parse_assignments(texts: Sequence[str], name: str) -> dict[str, float]:
             raise ValueError(f"{name} gives {key!r} twice")
         out[key] = number
     return out
+
+
+def check_folder(path: Path) -> Path:
+    """The folder for results, before any work: a ValueError if it is a file."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {str(path)!r}")
+    return path
 
 
 def rates_of(kappa: float) -> tuple[float, float]:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sims.commands._shared import EXIT_OK, command, json_flag
+from sims.commands._shared import EXIT_OK, check_folder, command, json_flag
 from theory import __version__
 
 
@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sims.plots import save_figures
     from sims.scenarios.no_never_yes import no_never_yes
 
+    check_folder(arguments.out)
     study = no_never_yes(draws=arguments.draws, seed=arguments.seed)
     text = to_json({"version": __version__, **study.to_dict()})
     print(text if arguments.json else study.report(), end="" if arguments.json else "\n")

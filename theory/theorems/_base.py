@@ -5,7 +5,7 @@ As a numbered contract for authors of new ones:
 1. One public module per claim (or tight family), one class derived from `Theorem` (usually one of its kinds below).
 2. `statement` is LaTeX, with the number the source gives it; `source` says where it stands.
 3. `settings` names the families of random problems (`theory.theorems.settings`) it is tried on; `applies(problem)`
-   says, instance by instance, whether the hypotheses hold.
+   says, instance by instance, whether the hypotheses hold; `measurable(problem)` whether a route can tell.
 4. `residual(problem, route)` compares the closed formula with what `route` measures without knowing it (automatic
    differentiation, integration, training: see `Route`). An identity returns |difference| / sum of |terms|; an
    inequality how far it is violated, on the same scale; at most `tolerance` where it is true (a
@@ -107,6 +107,10 @@ class Theorem:
 
     def applies(self, problem: Problem) -> Mask:
         """(B,) whether the hypotheses hold."""
+        return np.ones(len(problem), dtype=bool)
+
+    def measurable(self, problem: Problem) -> Mask:
+        """(B,) instances that routes can measure to the tolerance: no hypothesis, only a matter of floats and time."""
         return np.ones(len(problem), dtype=bool)
 
     def residual(self, problem: Problem, route: Route) -> Array:

@@ -14,7 +14,7 @@ class AlphaBounds(Theorem):
 
     name = "alpha_bounds"
     statement = r"$|\alpha^\pm_{kk'}|\le|e-\pi|\,|e'-\pi'|\le2$ and $\alpha^+_{kk}=1-2\pi(y_k)+|\pi|^2\in[0,2]$"
-    source = "Razin et al. 2024, Theorem 6; exact_solution bound 1"
+    source = "Razin et al. 2024, Theorem 6; this project, bound 1"
     kind = "inequality"
     settings = ("sequences", "shared_prefix", "single_token")
     knobs = ("bound of 2", "bound of lengths", "own alpha")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from theory.problem import Problem
-from theory.theorems._base import Array, Mask, Route, Sharpness, Theorem, relative
+from theory.theorems._base import Array, Mask, Route, Sharpness, Theorem, everywhere, relative
 from theory.theorems._flow import FLOW_TOLERANCE, tame, times_for
 
 _ALL = ("single_token", "sequences", "sequence_data_set", "sft_data_set", "weighted_data_set")
@@ -14,7 +14,7 @@ class Balancedness(Theorem):
 
     name = "balancedness"
     statement = r"$\frac{d}{dt}\left(\eta_h W^\top W - \eta_W H^\top H\right) = 0$ for every loss, data set and context"
-    source = "exact_solution E3; balancedness of deep linear networks (Arora et al. 2018)"
+    source = "this project, E3; balancedness of deep linear networks (Arora et al. 2018)"
     settings = _ALL
     routes = ("autodiff", "simulated")
     knobs = ("unembeddings", "hidden vectors")
@@ -24,7 +24,10 @@ class Balancedness(Theorem):
 
     def applies(self, problem: Problem) -> Mask:
         both = problem.lr_unembedding > 0 and problem.lr_hidden > 0
-        return tame(problem) & both
+        return everywhere(problem, both)
+
+    def measurable(self, problem: Problem) -> Mask:
+        return tame(problem)
 
     def residual(self, problem: Problem, route: Route) -> Array:
         w, h = (self.k(name) for name in self.knobs)
@@ -50,13 +53,13 @@ class RowSum(Theorem):
 
     name = "row_sum"
     statement = r"$\frac{d}{dt}\sum_z W_z = 0$ for every loss, data set and context"
-    source = "exact_solution E3"
+    source = "this project, E3"
     settings = _ALL
     routes = ("autodiff", "simulated")
     knobs = ("row of y+",)
     sharpness = (Sharpness("none", None, "an identity of softmax: it holds for every loss, data set and context"),)
 
-    def applies(self, problem: Problem) -> Mask:
+    def measurable(self, problem: Problem) -> Mask:
         return tame(problem)
 
     def residual(self, problem: Problem, route: Route) -> Array:
@@ -78,7 +81,7 @@ class ClosedSystem(Theorem):
         r"With $C=-\partial L/\partial\mathrm{logits}$: $\dot L=\eta_hCM+\eta_WNC$,"
         r" $\dot M=\eta_W(C^\top L+L^\top C)$, $\dot N=\eta_h(CL^\top+LC^\top)$"
     )
-    source = "exact_solution E3"
+    source = "this project, E3"
     settings = _ALL
     routes = ("autodiff",)
     knobs = ("through h", "through W", "unembeddings", "hidden vectors")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from theory.problem import Problem
-from theory.theorems._base import Array, Mask, Route, Sharpness, Theorem, excess, raises_margin, relative
+from theory.theorems._base import Array, Mask, Route, Sharpness, Theorem, everywhere, excess, raises_margin, relative
 from theory.theorems._flow import UNIT_SLOPE, is_single_margin
 from theory.theorems._single import Branch, dot
 
@@ -15,10 +15,10 @@ class CriticalRatio(Theorem):
 
     name = "critical_ratio"
     statement = (
-        r"$\frac{d}{dt}\ln\pi_+<0$ at the start iff $\kappa=\eta_h/\eta_W>\kappa^*"
+        r"$G>0$: $\frac{d}{dt}\ln\pi_+<0$ at the start iff $\kappa=\eta_h/\eta_W>\kappa^*"
         r"=\frac{(1-\pi_++\pi_-)|h|^2}{-\langle W_+-\bar W,W_+-W_-\rangle}$ (never if that product is $\ge0$)"
     )
-    source = "exact_solution E4"
+    source = "this project, E4"
     routes = ("autodiff", "integrated")
     knobs = ("hidden norm", "alignment")
     sharpness = (
@@ -48,10 +48,10 @@ class AlignmentRatio(Theorem):
 
     name = "alignment_ratio"
     statement = (
-        r"$r_{\max}=\max_z\langle 2W_z-W_+-W_-,a\rangle/|a|^2\le1$: for no $h$ and no rates does $\ln\pi_+$ fall at the"
-        r" start; $r_{\max}>1$: it does for $h=sa$ with $s$ large and $W$ frozen"
+        r"$G>0$. $r_{\max}=\max_z\langle 2W_z-W_+-W_-,a\rangle/|a|^2\le1$: for no $h$ and no rates does $\ln\pi_+$ fall"
+        r" at the start; $r_{\max}>1$: it does for $h=sa$ with $s$ large and $W$ frozen"
     )
-    source = "exact_solution E4"
+    source = "this project, E4"
     kind = "inequality"
     routes = ("autodiff", "integrated")
     knobs = ("ratio",)
@@ -62,25 +62,25 @@ class AlignmentRatio(Theorem):
     )
 
     def applies(self, problem: Problem) -> Mask:
-        return is_single_margin(problem) & raises_margin(problem)
+        return is_single_margin(problem) & raises_margin(problem) & everywhere(problem, problem.V > 2)
 
     def residual(self, problem: Problem, route: Route) -> Array:
         x, z = Branch(problem), problem.pairs[0][0]
         square = dot(x.a, x.a)
         r_max = self.k("ratio") * (2 * x.along[:, x.others] - (dot(x.W(x.plus) + x.W(x.minus), x.a))[:, None]).max(1)
-        can = r_max > square * (1 + 1e-9)
-        error = np.where(can, 0.0, excess(np.zeros(len(can)), route.rate(problem, z), problem.rate_scale(z)))
-        # Along h = s a the softmax tends to the token most aligned with a.
+        can = r_max > square
+        rate, scale = route.rate(problem, z), problem.rate_scale(z)
+        error = np.where(can, 0.0, excess(np.zeros(len(can)), rate, scale))
+        # Along h = s a the softmax tends to the token most aligned with a: y+ falls there just if r_max > 1.
         top = np.sort(x.along, axis=1)
-        gap = (top[:, -1] - top[:, -2]) / np.maximum(square, 1e-300)
-        known = can & (gap > 1e-6) & (square > 1e-6)
-        if known.any():
-            s = 30.0 / np.maximum(top[:, -1] - top[:, -2], 1e-300)
-            H = problem.H.copy()
-            H[:, x.row] = np.where(known, s, 0.0)[:, None] * x.a
-            # the sign is the same for every loss that raises the margin; this one does so at any margin
-            frozen = replace(problem, H=H, loss=UNIT_SLOPE, lr_unembedding=0.0, lr_hidden=1.0).take(known)
-            error[known] = np.maximum(error[known], (route.rate(frozen, z) >= 0).astype(float))
+        lead = top[:, -1] - top[:, -2]
+        known = (lead > 1e-6 * square) & (square > 1e-6)
+        H = problem.H.copy()
+        H[:, x.row] = np.where(known, 30.0 / np.where(known, lead, 1.0), 0.0)[:, None] * x.a
+        # the sign is the same for every loss that raises the margin; this one does so at any margin
+        along_a = replace(problem, H=H, loss=UNIT_SLOPE, lr_unembedding=0.0, lr_hidden=1.0)
+        falls = route.rate(along_a, z) < 0
+        error = np.where(known & (falls != can), 1.0, error)
         return error
 
 
@@ -92,7 +92,7 @@ class StartCurvature(Theorem):
         r"$\frac{d^2}{d\tau^2}\ln\pi_+=\omega^2\langle e_+-\pi,L\rangle+\frac32\omega^2u(1-\pi_++\pi_-)"
         r"-\mathrm{Var}_\pi(L')$, $L$ the logits, $L'=\eta_hWa+\eta_W|h|^2(e_+-e_-)$"
     )
-    source = "exact_solution E4"
+    source = "this project, E4"
     knobs = ("logits", "margin", "variance")
     tolerance = 1e-10  # a central difference of order 4, of the rate along the velocity
     sharpness = (
@@ -137,7 +137,7 @@ class KernelRate(Theorem):
         r"$dh=G\,K_f\,a\,dt$: $\frac{d}{dt}\ln\pi_+=G[\langle W_+-\bar W,K_fa\rangle+\eta_W(1-\pi_++\pi_-)|h|^2]$,"
         r" and a token $z\neq\pm$ moves by $G[\langle W_z-\bar W,K_fa\rangle+\eta_W(\pi_--\pi_+)|h|^2]$"
     )
-    source = "exact_solution E8"
+    source = "this project, E8"
     knobs = ("alignment of y+", "hidden norm, y+", "alignment of z", "hidden norm, z")
     sharpness = (
         Sharpness("one-token responses", "sequences"),
@@ -145,7 +145,7 @@ class KernelRate(Theorem):
     )
 
     def applies(self, problem: Problem) -> Mask:
-        return is_single_margin(problem)
+        return is_single_margin(problem) & everywhere(problem, problem.V > 2)
 
     def residual(self, problem: Problem, route: Route) -> Array:
         # h = J theta with J = diag(1, 2, ..): in the rescaled problem theta is the hidden vector.

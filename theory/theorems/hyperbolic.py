@@ -21,7 +21,7 @@ class Hyperbolic(Theorem):
         r"With $p,q=\sqrt{2\eta_W}h\pm\sqrt{\eta_h}(W_+-W_-)$ and $\omega=\sqrt{2\eta_W\eta_h}$:"
         r" $\dot p=\omega G\,p$, $\dot q=-\omega G\,q$"
     )
-    source = "exact_solution E1"
+    source = "this project, E1"
     knobs = ("growth", "decay")
     sharpness = _SHARP
 
@@ -49,7 +49,7 @@ class DPOClock(Theorem):
         r"DPO, one group frozen, start at the reference: $z+e^z-1=\beta^2K_0t$ for $z=\beta(u-u_0)$,"
         r" so the margin grows like $\frac1\beta\ln t$"
     )
-    source = "exact_solution E1"
+    source = "this project, E1"
     settings = ("fixed_unembeddings", "two_tokens")
     routes = ("simulated",)
     knobs = ("clock",)
@@ -77,10 +77,10 @@ class WeightDecay(Theorem):
 
     name = "weight_decay"
     statement = (
-        r"Weight decay $\lambda$ on everything, one pair: the flow rests where $G=\lambda/\omega$, $q=0$ and every row"
-        r" but $W_\pm=\pm a/2$ is 0; there $\pi_+=1/(1+e^{-u}+(V-2)e^{-u/2})$"
+        r"Weight decay $\lambda<\omega G(0)$ on everything, one pair: where $G=\lambda/\omega$, $q=0$ and every row"
+        r" but $W_\pm=\pm a/2$ is 0 the flow rests, and $\pi_+=1/(1+e^{-u}+(V-2)e^{-u/2})$"
     )
-    source = "exact_solution E5"
+    source = "this project, E5"
     knobs = ("growth rate", "others")
     sharpness = (*_SHARP[:1], Sharpness("equal decay of both groups", None, "the balance of p and q depends on it"))
 

@@ -24,7 +24,7 @@ class KernelPath(Theorem):
         r" $a_i=a_{0i}\cosh\omega_i\tau+2\eta_Wh_{0i}\frac{\sinh\omega_i\tau}{\omega_i}$,"
         r" $h_i=h_{0i}\cosh\omega_i\tau+k_ia_{0i}\frac{\sinh\omega_i\tau}{\omega_i}$; $k_ia_i^2-2\eta_Wh_i^2$ stays"
     )
-    source = "exact_solution E8"
+    source = "this project, E8"
     routes = ("simulated",)
     knobs = ("frequency", "into a", "into h", "invariant")
     harmless = (("frequency", -1.0),)  # cosh(w tau) and sinh(w tau)/w are even in w
@@ -71,7 +71,7 @@ class KernelClock(Theorem):
     statement = (
         r"$\frac{du}{dt}=G(u)\sum_i(2\eta_Wh_i^2+k_ia_i^2)$ along the path of `kernel_path`, for every margin loss"
     )
-    source = "exact_solution E8"
+    source = "this project, E8"
     routes = ("simulated",)
     knobs = ("kernel",)
     wrong_factors = (0.0, 2.0)  # a kernel is positive semidefinite
@@ -80,7 +80,10 @@ class KernelClock(Theorem):
 
     def applies(self, problem: Problem) -> Mask:
         moves = problem.incentives[0][:, 0] != 0
-        return is_single_margin(problem) & tame(problem) & smooth(problem) & moves
+        return is_single_margin(problem) & moves
+
+    def measurable(self, problem: Problem) -> Mask:
+        return tame(problem) & smooth(problem)
 
     def residual(self, problem: Problem, route: Route) -> Array:
         J = features(problem.W.shape[2])

@@ -40,7 +40,7 @@ class ConcaveWithFixedUnembeddings(Theorem):
         r"$\eta_W=0$, one sample of sequences: $\frac{d^2}{d\tau^2}\ln\pi(y^\pm|x)\le0$; only the context where the"
         r" responses part can lower $y^+$"
     )
-    source = "exact_solution E4"
+    source = "this project, E4"
     kind = "inequality"
     settings = ("sequences", "shared_prefix", "single_token")
     routes = ("simulated",)
@@ -75,7 +75,7 @@ class TroughBounds(Theorem):
         r"$-\ln(1+e^{-u_0}+(V-2)e^{D^*})\le\min_t\ln\pi_+\le-\ln(1+e^{D^*})$, $D^*=\max_z\max_{x\ge1}D_z(x)$, at roots"
         r" of $Px^4-4\omega\alpha_zx^3+4\omega\beta_zx+Q$"
     )
-    source = "exact_solution E4"
+    source = "this project, E4"
     kind = "inequality"
     routes = ("simulated",)
     knobs = ("rival's alpha", "rival's beta", "growing part", "decaying part")
@@ -83,7 +83,10 @@ class TroughBounds(Theorem):
     sharpness = (*_SHARP, Sharpness("both groups trained", None, "with a group frozen the path has no light cone"))
 
     def applies(self, problem: Problem) -> Mask:
-        return everywhere(problem, is_single_token(problem)) & (start_of(problem).K0 > 1e-3)
+        return everywhere(problem, is_single_token(problem) and problem.V > 2)
+
+    def measurable(self, problem: Problem) -> Mask:
+        return start_of(problem).K0 > 1e-3
 
     def residual(self, problem: Problem, route: Route) -> Array:
         unit = in_loss_time(problem, 1.0, 2.0)
@@ -118,10 +121,10 @@ class Transience(Theorem):
 
     name = "transience"
     statement = (
-        r"Both groups trained, $P>0$, no finite minimiser: $\mathrm{logit}_+\sim u/2$, every other logit is"
+        r"Both groups trained, $P>0$, no finite minimiser: $\mathrm{logit}_\pm\sim\pm u/2$, every other logit is"
         r" $O(\sqrt u)$, so $\pi_+\to1$"
     )
-    source = "exact_solution E5"
+    source = "this project, E5"
     kind = "limit"
     routes = ("simulated",)
     knobs = ("half of the margin",)
@@ -133,7 +136,10 @@ class Transience(Theorem):
 
     def applies(self, problem: Problem) -> Mask:
         both = problem.lr_unembedding > 0 and problem.lr_hidden > 0
-        return everywhere(problem, is_single_token(problem) and both) & (self._P(problem) > 0.3)
+        return everywhere(problem, is_single_token(problem) and both) & (self._P(problem) > 0)
+
+    def measurable(self, problem: Problem) -> Mask:
+        return (self._P(problem) > 0.3) | (problem.lr_unembedding == 0) | (problem.lr_hidden == 0)
 
     def _P(self, problem: Problem) -> Array:
         s = start_of(problem)
@@ -160,7 +166,7 @@ class OnlyHiddenTrained(Theorem):
         r"$\eta_W=0$, $a_0\neq0$, no finite minimiser: $\pi\to$ the tokens of largest $\langle W_z,a\rangle$, in the"
         r" proportions $e^{\langle W_z,h_0\rangle}$; $\pi_+\to0$ if $y^+$ is not among them"
     )
-    source = "exact_solution E5"
+    source = "this project, E5"
     kind = "limit"
     settings = ("fixed_unembeddings",)
     routes = ("simulated",)
@@ -170,7 +176,10 @@ class OnlyHiddenTrained(Theorem):
     sharpness = (Sharpness("W frozen", "single_token"),)
 
     def applies(self, problem: Problem) -> Mask:
-        return everywhere(problem, is_single_token(problem) and problem.lr_unembedding == 0) & self._clear(problem)
+        return everywhere(problem, is_single_token(problem) and problem.lr_unembedding == 0)
+
+    def measurable(self, problem: Problem) -> Mask:
+        return self._clear(problem)
 
     def _clear(self, problem: Problem) -> Mask:
         """The winner leads by enough, or ties exactly, so that a finite time shows the limit."""
@@ -197,7 +206,7 @@ class QuadraticLossesInTime(Theorem):
         r"$G=c(u^*-u)$: with $y^*=x^2(u^*)$, $E=e^{cK(u^*)t}$,"
         r" $x^2=\frac{E(Py^*+Q)-Q(1-1/y^*)}{P(y^*-1)+E(P+Q/y^*)}$; one group frozen: $u=u^*+(u_0-u^*)e^{-cK_0t}$"
     )
-    source = "exact_solution E5"
+    source = "this project, E5"
     routes = ("simulated",)
     settings = ("single_token", "two_tokens", "fixed_unembeddings")
     knobs = ("rate", "offset of P", "offset of Q")
@@ -205,9 +214,11 @@ class QuadraticLossesInTime(Theorem):
     sharpness = _SHARP
 
     def applies(self, problem: Problem) -> Mask:
+        return is_single_margin(problem)
+
+    def measurable(self, problem: Problem) -> Mask:
         s = start_of(problem)
-        lit = (s.K0**2 - 4 * s.omega**2 * s.u0**2 > 1e-4 * s.K0**2) & (s.K0 > 1e-2)  # away from P = 0 and Q = 0
-        return is_single_margin(problem) & lit & everywhere(problem, is_single_token(problem))
+        return (s.K0**2 - 4 * s.omega**2 * s.u0**2 > 1e-4 * s.K0**2) & (s.K0 > 1e-2)  # away from P = 0 and Q = 0
 
     def residual(self, problem: Problem, route: Route) -> Array:
         tau = 0.3
@@ -238,7 +249,7 @@ class NeverFallsWithFixedFeatures(Theorem):
 
     name = "never_falls_with_fixed_features"
     statement = r"$\eta_h=0$, one single-token pair, $G\ge0$: $\ln\pi_+(t)$ is non-decreasing"
-    source = "exact_solution E5"
+    source = "this project, E5"
     kind = "inequality"
     routes = ("simulated",)
     knobs = ("direction",)
@@ -267,7 +278,7 @@ class LargeRatio(Theorem):
         r"$\kappa\to\infty$, $r=r_{\max}>1$, $n=|a_0|^2$, $c=(r+\sqrt{r^2+8})/4$: the trough of $\ln\pi_+$ is"
         r" $\sim-n\sqrt{\kappa/8}\sqrt{c^2-1}(r-c)$, the recovery margin $\sim n\sqrt{\kappa/2}\,r\sqrt{r^2-1}$"
     )
-    source = "exact_solution E4"
+    source = "this project, E4"
     kind = "limit"
     routes = ("simulated",)
     knobs = ("depth", "recovery")
@@ -275,9 +286,12 @@ class LargeRatio(Theorem):
     sharpness = (Sharpness("kappa large", None, "at moderate kappa the start's logits count as well"),)
 
     def applies(self, problem: Problem) -> Mask:
+        single = is_single_margin(problem) & everywhere(problem, problem.V > 2)
+        return single & (self._ratio(problem) > 1) if single.any() else single
+
+    def measurable(self, problem: Problem) -> Mask:
         x = Branch(problem)
-        n = dot(x.a, x.a)
-        return is_single_margin(problem) & (self._ratio(problem) > 1.2) & (n > 0.05) & (abs(x.h).max(1) < 3)
+        return (self._ratio(problem) > 1.2) & (dot(x.a, x.a) > 0.05) & (abs(x.h).max(1) < 3)
 
     def _ratio(self, problem: Problem) -> Array:
         x = Branch(problem)

@@ -23,7 +23,7 @@ class MarginRises(Theorem):
 
     name = "margin_rises"
     statement = r"One sample: $\frac{du}{dt} = G\,|\nabla u|^2$, so $u$ never falls while $G\ge0$"
-    source = "Razin et al. 2024, Lemma 2; exact_solution bound 3"
+    source = "Razin et al. 2024, Lemma 2; this project, bound 3"
     settings = ("single_token", "sequences", "shared_prefix")
     routes = ("autodiff", "integrated")
     knobs = ("gradients of y+", "common gradient", "gradients of y-")
@@ -53,7 +53,7 @@ class MarginSpeed(Theorem):
         r"$|\nabla u|^2 = 2\eta_W|h|^2 + \eta_h|W_+-W_-|^2 = \sqrt{PQ + 4\omega^2u^2}$,"
         r" $P,Q=|\sqrt{2\eta_W}h\pm\sqrt{\eta_h}a|^2$, $\omega=\sqrt{2\eta_W\eta_h}$; swapping $+$ and $-$ keeps it"
     )
-    source = "exact_solution E1, bounds 4 and 9"
+    source = "this project, E1, bounds 4 and 9"
     knobs = ("unembedding", "hidden", "invariant", "margin")
     sharpness = (Sharpness("one-token responses", "sequences"),)
 
@@ -79,16 +79,16 @@ class MarginSpeed(Theorem):
 
 
 class MarginBounds(Theorem):
-    """However large the margin, pi(+) is at most sigmoid(u): two tokens of a distribution over many."""
+    """However large the margin, pi(+) is at most sigmoid(u): two tokens of many. A fact about the start, not a rate."""
 
     name = "margin_bounds"
     statement = r"$\pi_+\le\sigma(u)$, with equality iff every other token has probability 0"
-    source = "exact_solution bound 4"
+    source = "this project, bound 4"
     kind = "inequality"
     settings = ("single_token", "two_tokens")
     knobs = ("sigmoid",)
     wrong_factors = (-1.0, 0.0, 0.5)
-    sharpness = (Sharpness("one-token responses", None, "equality for two tokens, the setting two_tokens"),)
+    sharpness = (Sharpness("one-token responses", None, "it fails where y- is a prefix of y+"),)
 
     def applies(self, problem: Problem) -> Mask:
         return everywhere(problem, is_single_token(problem))

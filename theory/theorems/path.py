@@ -26,14 +26,17 @@ class PathFormula(Theorem):
         r"{\sqrt{1-\omega^2\theta^2}}$, $\theta=\frac{2(u-u_0)}{K_0+K(u)}$, $K(u)=\sqrt{PQ+4\omega^2u^2}$;"
         r" $W_++W_-$ and every other row are constant"
     )
-    source = "exact_solution E1, E2"
+    source = "this project, E1, E2"
     routes = ("simulated",)
     knobs = ("theta", "growth of h", "growth of a")
     tolerance = FLOW_TOLERANCE
     sharpness = _SHARP
 
     def applies(self, problem: Problem) -> Mask:
-        return is_single_margin(problem) & tame(problem)
+        return is_single_margin(problem)
+
+    def measurable(self, problem: Problem) -> Mask:
+        return tame(problem)
 
     def residual(self, problem: Problem, route: Route) -> Array:
         run, s, x = route.flow(problem, times_for(problem)), start_of(problem), Branch(problem)
@@ -61,7 +64,7 @@ class PathUniversality(Theorem):
         r"One sample: every margin loss walks the integral curve of $\nabla u$,"
         r" $\dot\theta_1/G_1=\dot\theta_2/G_2=\nabla u$: at equal margins two losses have equal $\pi$"
     )
-    source = "exact_solution E2"
+    source = "this project, E2"
     settings = ("single_token", "sequences", "shared_prefix")
     routes = ("autodiff",)
     knobs = ("slope of the other loss",)
@@ -98,7 +101,7 @@ class ClockTheorem(Theorem):
 
     name = "clock"
     statement = r"$\frac{du}{dt}=G(u)K(u)$, hence $t(u)=\int_{u_0}^u\frac{dv}{G(v)K(v)}$"
-    source = "exact_solution E1"
+    source = "this project, E1"
     routes = ("simulated",)
     knobs = ("speed",)
     tolerance = FLOW_TOLERANCE
@@ -106,7 +109,10 @@ class ClockTheorem(Theorem):
 
     def applies(self, problem: Problem) -> Mask:
         still = problem.incentives[0][:, 0] == 0
-        return is_single_margin(problem) & tame(problem) & smooth(problem) & ~still
+        return is_single_margin(problem) & ~still
+
+    def measurable(self, problem: Problem) -> Mask:
+        return tame(problem) & smooth(problem)
 
     def residual(self, problem: Problem, route: Route) -> Array:
         times = times_for(problem)
@@ -142,7 +148,7 @@ class MarginAtMostLogarithmic(Theorem):
         r"DPO from its reference: $0<G\le\beta/2$ and $u(t)-u_0\le\frac1\beta\ln(1+\beta^2K_{\max}t)$,"
         r" $K_{\max}=\max(K_0,K(u(t)))$"
     )
-    source = "exact_solution bounds 3 and 5"
+    source = "this project, bounds 3 and 5"
     kind = "inequality"
     routes = ("simulated",)
     knobs = ("slope bound", "logarithm")
@@ -151,7 +157,10 @@ class MarginAtMostLogarithmic(Theorem):
     sharpness = (Sharpness("the start at the reference", "single_token"),)
 
     def applies(self, problem: Problem) -> Mask:
-        return is_single_margin(problem) & tame(problem) & (abs(problem.reference_margin - problem.margin) < 1e-12)
+        return is_single_margin(problem) & (abs(problem.reference_margin - problem.margin) < 1e-12)
+
+    def measurable(self, problem: Problem) -> Mask:
+        return tame(problem)
 
     def residual(self, problem: Problem, route: Route) -> Array:
         beta = 0.7

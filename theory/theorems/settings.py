@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from numpy.random import Generator
 
-from theory.losses import LOSSES, SFT, Interval, Loss, MarginLoss, Weighted
+from theory.losses import LOSSES, SFT, Interval, Loss, MarginLoss, Weighted, get
 from theory.model import Context, Response, Sample, contexts_of
 from theory.problem import Problem
 
@@ -81,10 +81,19 @@ def _another(rng: Generator, V: int, not_in: set[int]) -> int:
 
 
 def single_token(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
-    """One prompt, two one-token responses, a third token as probe."""
+    """One prompt, two one-token responses, another token than y+ as probe: a third one, or now and then y-."""
     V = int(rng.integers(3, 7))
     w, l, z = (int(t) for t in rng.permutation(V)[:3])
+    z = l if rng.random() < 0.2 else z
     return problem(rng, B, [Sample("x", ((w,), (l,)))], V, random_loss(rng, losses), ("x", (z,)))
+
+
+def past_the_minimiser(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
+    """`single_token` where the loss pulls the margin down: IPO from beyond its minimiser."""
+    new = dataclasses.replace(single_token(rng, B), loss=get("ipo", tau=2.0))
+    references = np.zeros_like(new.references)
+    references[:, 0, 0] = new.margin - 1 - rng.random(B)
+    return dataclasses.replace(new, references=references)
 
 
 def two_tokens(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
@@ -158,19 +167,23 @@ def _with_loss(draw: Callable[..., Problem], wrap: Callable[[Generator, MarginLo
         assert isinstance(new.loss, MarginLoss)
         return dataclasses.replace(new, loss=wrap(rng, new.loss))
 
+    drawn.__doc__ = f"`{draw.__name__}` with {(wrap.__doc__ or '').rstrip('.')}."
     return drawn
 
 
 def _sft(rng: Generator, base: MarginLoss) -> SFT:
+    """an SFT term added to the loss."""
     return SFT(base, float(rng.uniform(0.1, 2)))
 
 
 def _weighted(rng: Generator, base: MarginLoss) -> Weighted:
+    """the loss taken of weighted log-probabilities."""
     return Weighted(base, *map(float, rng.uniform(0.2, 2, size=2)))
 
 
 SETTINGS: dict[str, Callable[..., Problem]] = {
     "single_token": single_token,
+    "past_the_minimiser": past_the_minimiser,
     "two_tokens": two_tokens,
     "fixed_unembeddings": fixed_unembeddings,
     "sequences": sequences,

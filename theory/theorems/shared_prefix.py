@@ -17,7 +17,8 @@ class SharedPrefix(RateTheorem):
 
     name = "shared_prefix"
     statement = (
-        r"With a common prefix of $b-1$ tokens: $\frac{d}{dt}\ln\pi(y^+|x) = G\,[\langle W_{y^+_b}-\bar W_b,"
+        r"With a common prefix of $b-1$ tokens, neither response a prefix of the other:"
+        r" $\frac{d}{dt}\ln\pi(y^+|x) = G\,[\langle W_{y^+_b}-\bar W_b,"
         r"W_{y^+_b}-W_{y^-_b}\rangle + \sum_{k>b}|W_{y^+_k}-\bar W_k|^2"
         r" - \sum_{k,\,k'\ge b}\alpha^-_{kk'}\langle h_{y^+_{<k}},h_{y^-_{<k'}}\rangle"
         r" + \sum_{k,\,k'\ge b}\alpha^+_{kk'}\langle h_{y^+_{<k}},h_{y^+_{<k'}}\rangle]$"

@@ -34,7 +34,7 @@ class Squeezing(Theorem):
         r" e^{\eta'(\pi_i-1[i=y^-])}$, so $y^-$ falls and the largest other token rises; to first order $i\neq y^-$"
         r" gains iff $\pi_i>|\pi|^2-\pi_-$"
     )
-    source = "Ren & Sutherland 2024 (arXiv 2407.10490); theory C4"
+    source = "Ren & Sutherland 2024 (arXiv 2407.10490)"
     routes = ("simulated",)
     knobs = ("own probability", "the token pushed")
     sharpness = (
@@ -69,9 +69,9 @@ class PairCancelsSqueezing(Theorem):
     name = "pair_cancels_squeezing"
     statement = (
         r"One single-token pair, fixed features: a step moves the logits by $\eta'G(e_+-e_-)$, so"
-        r" $\delta\ln\pi_+=\eta'G(1-\pi_++\pi_-)\ge0$: squeezing alone does not displace"
+        r" $\ln\pi_+$ rises for $G>0$, to first order by $\eta'G(1-\pi_++\pi_-)$: squeezing alone does not displace"
     )
-    source = "theory C4"
+    source = "Ren & Sutherland 2024 (arXiv 2407.10490); the cancellation is this project's"
     routes = ("simulated",)
     knobs = ("y+", "y-")
     sharpness = (

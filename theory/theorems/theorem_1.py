@@ -26,7 +26,7 @@ class Theorem1(Theorem):
 
     name = "theorem_1"
     statement = (
-        r"At fixed probabilities and norms $\frac{d}{dt}\ln\pi_+$ is the more negative the larger"
+        r"At fixed probabilities and norms, $G>0$: $\frac{d}{dt}\ln\pi_+$ is the more negative the larger"
         r" $(1-\pi_++\pi_-)\langle W_+,W_-\rangle + \sum_{z\neq\pm}\pi_z\langle W_z,W_+-W_-\rangle$"
     )
     source = "Razin et al. 2024, Theorem 1"

@@ -13,7 +13,7 @@ class Theorem2(Theorem):
     name = "theorem_2"
     statement = (
         r"$\frac{d}{dt}\ln\frac{\pi_z}{\pi_{z'}} = G\,\langle W_z-W_{z'},W_+-W_-\rangle$ for $z,z'\neq y^+,y^-$:"
-        r" the tokens that gain most are those aligned with $W_+-W_-$"
+        r" for $G>0$ the tokens that gain most are those aligned with $W_+-W_-$"
     )
     source = "Razin et al. 2024, Theorem 2"
     routes = ("autodiff", "integrated")

@@ -24,7 +24,7 @@ class Theorem3(Theorem):
 
     name = "theorem_3"
     statement = (
-        r"At fixed probabilities and unembeddings $\frac{d}{dt}\ln\pi(y^+|x)$ is the more negative the larger"
+        r"At fixed probabilities and unembeddings, $G>0$: $\frac{d}{dt}\ln\pi(y^+|x)$ is the more negative the larger"
         r" $\sum_{k,k'}\alpha^-_{kk'}\langle h_{y^+_{<k}},h_{y^-_{<k'}}\rangle"
         r" - \sum_{k,k'}\alpha^+_{kk'}\langle h_{y^+_{<k}},h_{y^+_{<k'}}\rangle$"
     )

@@ -10,10 +10,10 @@ class Theorem5(RateTheorem):
 
     name = "theorem_5"
     statement = (
-        r"$\frac{d}{dt}\ln\pi_z = G\,[\langle W_z,W_+-W_-\rangle + (\pi_--\pi_+)|h|^2"
-        r" - \sum_{z'}\pi_{z'}\langle W_{z'},W_+-W_-\rangle]$ for $z\neq y^+,y^-$"
+        r"$\frac{d}{dt}\ln\pi_z = G\,[\langle W_z,W_+-W_-\rangle + (\pi_--\pi_+-1[z=y^-])|h|^2"
+        r" - \sum_{z'}\pi_{z'}\langle W_{z'},W_+-W_-\rangle]$ for $z\neq y^+$"
     )
-    source = "Razin et al. 2024, Theorem 5"
+    source = "Razin et al. 2024, Theorem 5; z = y- is added here"
     knobs = ("alignment with W_+ - W_-", "mean alignment", "hidden norm")
     sharpness = (
         Sharpness("one sample", "data_set"),
@@ -24,7 +24,7 @@ class Theorem5(RateTheorem):
     def applies(self, problem: Problem) -> Mask:
         z = probe_of(problem).tokens
         single = is_single_token(problem) and problem.has_margin_loss
-        return everywhere(problem, single and len(z) == 1 and z[0] not in (Branch(problem).plus,))
+        return everywhere(problem, single and len(z) == 1 and z[0] != Branch(problem).plus)
 
     def response(self, problem: Problem) -> Positions:
         return probe_of(problem)

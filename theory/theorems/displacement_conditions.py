@@ -79,7 +79,7 @@ class AlignmentRatio(Theorem):
         H[:, x.row] = np.where(known, 30.0 / np.where(known, lead, 1.0), 0.0)[:, None] * x.a
         # the sign is the same for every loss that raises the margin; this one does so at any margin
         along_a = replace(problem, H=H, loss=UNIT_SLOPE, lr_unembedding=0.0, lr_hidden=1.0)
-        falls = route.rate(along_a, z) < 0
+        falls = route.rate(along_a, z) < -lead / 2  # it is -lead or less, or e^-30 above zero
         error = np.where(known & (falls != can), 1.0, error)
         return error
 

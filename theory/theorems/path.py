@@ -81,9 +81,11 @@ class PathUniversality(Theorem):
         slopes = [x.incentives[0][:, 0][:, None, None] for x in (problem, other)]
         sizes = [sum(size[:, 0] for size in x.incentive_sizes) for x in (problem, other)]
         k, error = self.k(self.knobs[0]), np.zeros(len(problem))
-        for v, w in zip(route.velocity(problem), route.velocity(other), strict=True):
-            lengths = abs(v).max((1, 2)) * sizes[1] + abs(w).max((1, 2)) * sizes[0]
-            error = np.maximum(error, relative(abs(v * k * slopes[1] - w * slopes[0]).max((1, 2)), lengths))
+        # The parameters of the other group are what the gradient of u is made of.
+        made_of = problem.lr_unembedding * abs(problem.H).max((1, 2)), problem.lr_hidden * abs(problem.W).max((1, 2))
+        for v, w, size in zip(route.velocity(problem), route.velocity(other), made_of, strict=True):
+            gap = abs(v * k * slopes[1] - w * slopes[0]).max((1, 2))
+            error = np.maximum(error, relative(gap, sizes[0] * sizes[1] * size))
         return error
 
 

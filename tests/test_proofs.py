@@ -300,7 +300,8 @@ def instance(name, setting, seed):
     while True:
         problem = SETTINGS[setting](rng, 1)
         moving = problem.lr_unembedding > 0 and problem.lr_hidden > 0 and problem.incentives[0].all()
-        if moving and THEOREMS[name].applies(problem).all():
+        third = problem.probe[1] != problem.samples[0].dispreferred  # proofs about another token leave y- out
+        if moving and third and THEOREMS[name].applies(problem).all():
             return problem
 
 

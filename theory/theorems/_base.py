@@ -74,6 +74,13 @@ class Run(NamedTuple):
         """(T, B, V) ln pi of every token in one context."""
         return log_softmax(self.logits(row), axis=-1)
 
+    def log_prob(self, y: Positions) -> Array:
+        """(T, B) ln pi(y) of a response."""
+        total = np.zeros(self.W.shape[:2])
+        for row, token in zip(y.rows, y.tokens, strict=True):
+            total += self.log_pi(row)[:, :, token]
+        return total
+
     def at(self, i: int, problem: Problem) -> Problem:
         """The problem with the parameters of point i, references kept."""
         return replace(problem, W=self.W[i], H=self.H[i])

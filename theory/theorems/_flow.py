@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 
 from theory.losses import SFT, MarginForm, MarginLoss, Weighted, get
 from theory.problem import Problem
-from theory.theorems._base import Mask, Run, everywhere, is_single_token
+from theory.theorems._base import Mask, Run, Sharpness, everywhere, is_single_token
 from theory.theorems._single import Branch, dot
 
 Array = NDArray[np.floating[Any]]
+# What most claims about a single-token pair need, and where it fails.
+SINGLE_PAIR = (Sharpness("one-token responses", "sequences"), Sharpness("one sample", "data_set"))
 # Slope 1 at any margin: its time is loss-time, and by path universality what it shows holds for every margin loss.
 UNIT_SLOPE = get("slic", delta=1e9)
 FLOW_TOLERANCE = 1e-8  # of a path integrated at rtol 1e-11, relative to its own size

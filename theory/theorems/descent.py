@@ -4,9 +4,19 @@ import numpy as np
 
 from theory.problem import Problem
 from theory.theorems._base import Array, Mask, Route, Sharpness, Theorem, everywhere, raises_margin
-from theory.theorems._flow import form_of, is_single_margin, moving, smooth, speed_of, start_of, tame, times_for, worst
+from theory.theorems._flow import (
+    SINGLE_PAIR,
+    form_of,
+    is_single_margin,
+    moving,
+    smooth,
+    speed_of,
+    start_of,
+    tame,
+    times_for,
+    worst,
+)
 
-_SHARP = (Sharpness("one-token responses", "sequences"), Sharpness("one sample", "data_set"))
 _STEPS = 12
 
 
@@ -28,7 +38,7 @@ class GradientDescentRecursion(Theorem):
     routes = ("simulated",)
     knobs = ("growth", "decay", "drift")
     tolerance = 1e-10  # float64 over a dozen steps, each of a size that a bad start may square
-    sharpness = _SHARP
+    sharpness = SINGLE_PAIR
 
     def applies(self, problem: Problem) -> Mask:
         both = problem.lr_unembedding > 0 and problem.lr_hidden > 0
@@ -66,7 +76,7 @@ class FrozenGroupRecursion(Theorem):
     routes = ("simulated",)
     knobs = ("speed",)
     tolerance = 1e-10
-    sharpness = (*_SHARP, Sharpness("one group frozen", "single_token"))
+    sharpness = (*SINGLE_PAIR, Sharpness("one group frozen", "single_token"))
 
     def applies(self, problem: Problem) -> Mask:
         frozen = problem.lr_unembedding == 0 or problem.lr_hidden == 0
@@ -95,7 +105,7 @@ class SignDescentDecouples(Theorem):
     routes = ("simulated",)
     knobs = ("unembeddings", "hidden vector")
     tolerance = 1e-10
-    sharpness = (*_SHARP, Sharpness("a loss with G > 0", "past_the_minimiser"))
+    sharpness = (*SINGLE_PAIR, Sharpness("a loss with G > 0", "past_the_minimiser"))
 
     def applies(self, problem: Problem) -> Mask:
         return is_single_margin(problem) & raises_margin(problem)

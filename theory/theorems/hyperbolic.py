@@ -7,10 +7,8 @@ import numpy as np
 from theory.losses import get
 from theory.problem import Problem
 from theory.theorems._base import Array, Mask, Route, Sharpness, Theorem, everywhere, relative
-from theory.theorems._flow import FLOW_TOLERANCE, is_single_margin, moving, start_of
+from theory.theorems._flow import FLOW_TOLERANCE, SINGLE_PAIR, is_single_margin, moving, start_of
 from theory.theorems._single import Branch
-
-_SHARP = (Sharpness("one-token responses", "sequences"), Sharpness("one sample", "data_set"))
 
 
 class Hyperbolic(Theorem):
@@ -23,7 +21,7 @@ class Hyperbolic(Theorem):
     )
     source = "this project, E1"
     knobs = ("growth", "decay")
-    sharpness = _SHARP
+    sharpness = SINGLE_PAIR
 
     def applies(self, problem: Problem) -> Mask:
         both = problem.lr_unembedding > 0 and problem.lr_hidden > 0
@@ -82,7 +80,10 @@ class WeightDecay(Theorem):
     )
     source = "this project, E5"
     knobs = ("growth rate", "others")
-    sharpness = (*_SHARP[:1], Sharpness("equal decay of both groups", None, "the balance of p and q depends on it"))
+    sharpness = (
+        *SINGLE_PAIR[:1],
+        Sharpness("equal decay of both groups", None, "the balance of p and q depends on it"),
+    )
 
     def applies(self, problem: Problem) -> Mask:
         both = problem.lr_unembedding > 0 and problem.lr_hidden > 0

@@ -5,7 +5,7 @@ import numpy as np
 from theory.exact import ExactFlow
 from theory.problem import Problem
 from theory.theorems._base import Array, Mask, Route, Sharpness, Theorem, everywhere, is_single_token
-from theory.theorems._flow import FLOW_TOLERANCE, form_of, is_single_margin, moving, smooth, tame, times_for
+from theory.theorems._flow import FLOW_TOLERANCE, form_of, is_single_margin, moving, smooth, start_of, tame, times_for
 from theory.theorems.long_run import in_loss_time
 
 
@@ -45,7 +45,8 @@ class KernelPath(Theorem):
         times = np.array([0.3, 0.8])
         h, a, _ = moving(unit, route.flow(unit, times, features=J))
         w = self.k("frequency") * np.sqrt(2 * unit.lr_unembedding * k)
-        h0, a0 = (v @ Q for v in (moving_start(unit)))
+        start = start_of(unit)
+        h0, a0 = start.h @ Q, start.a @ Q
         y = times[:, None, None] * w
         S = np.where(w == 0, times[:, None, None], np.sinh(y) / np.where(w == 0, 1.0, w))
         a_closed = a0 * np.cosh(y) + self.k("into a") * 2 * unit.lr_unembedding * h0 * S
@@ -56,12 +57,6 @@ class KernelPath(Theorem):
         size = 1 + abs(h).max((0, 2)) + abs(a).max((0, 2))
         gaps = [abs(h_seen - h_closed) / size[:, None], abs(a_seen - a_closed) / size[:, None]]
         return np.max([g.max((0, 2)) for g in [*gaps, abs(lost) / (size**2)[:, None]]], axis=0)
-
-
-def moving_start(problem: Problem) -> tuple[Array, Array]:
-    """h and a (B, d) at the start."""
-    w, l = (y.tokens[0] for y in problem.pairs[0])
-    return problem.H[:, problem.pairs[0][0].rows[0]], problem.W[:, w] - problem.W[:, l]
 
 
 class KernelClock(Theorem):

@@ -6,13 +6,12 @@ import numpy as np
 from scipy.special import logsumexp
 
 from theory.losses import get
-from theory.problem import Positions, Problem
+from theory.problem import Problem
 from theory.theorems._base import (
     Array,
     Mask,
     Proof,
     Route,
-    Run,
     Sharpness,
     Theorem,
     everywhere,
@@ -20,11 +19,9 @@ from theory.theorems._base import (
     is_single_token,
     relative,
 )
-from theory.theorems._flow import FLOW_TOLERANCE, UNIT_SLOPE, is_single_margin, moving, start_of, times_for
+from theory.theorems._flow import FLOW_TOLERANCE, SINGLE_PAIR, UNIT_SLOPE, is_single_margin, moving, start_of, times_for
 from theory.theorems._proofs.rates import fixed_features
 from theory.theorems._single import Branch, dot
-
-_SHARP = (Sharpness("one-token responses", "sequences"), Sharpness("one sample", "data_set"))
 
 
 def in_loss_time(problem: Problem, eta_W: float, eta_h: float) -> Problem:
@@ -80,7 +77,7 @@ class TroughBounds(Theorem):
     routes = ("simulated",)
     knobs = ("rival's alpha", "rival's beta", "growing part", "decaying part")
     tolerance = FLOW_TOLERANCE
-    sharpness = (*_SHARP, Sharpness("both groups trained", None, "with a group frozen the path has no light cone"))
+    sharpness = (*SINGLE_PAIR, Sharpness("both groups trained", None, "with a group frozen the path has no light cone"))
 
     def applies(self, problem: Problem) -> Mask:
         return everywhere(problem, is_single_token(problem) and problem.V > 2)
@@ -211,7 +208,7 @@ class QuadraticLossesInTime(Theorem):
     settings = ("single_token", "two_tokens", "fixed_unembeddings")
     knobs = ("rate", "offset of P", "offset of Q")
     tolerance = FLOW_TOLERANCE
-    sharpness = _SHARP
+    sharpness = SINGLE_PAIR
 
     def applies(self, problem: Problem) -> Mask:
         return is_single_margin(problem)
@@ -255,7 +252,7 @@ class NeverFallsWithFixedFeatures(Theorem):
     knobs = ("direction",)
     wrong_factors = (-1.0,)
     tolerance = FLOW_TOLERANCE
-    sharpness = _SHARP[1:]
+    sharpness = SINGLE_PAIR[1:]
 
     def applies(self, problem: Problem) -> Mask:
         return everywhere(problem, is_single_token(problem))
@@ -263,7 +260,7 @@ class NeverFallsWithFixedFeatures(Theorem):
     def residual(self, problem: Problem, route: Route) -> Array:
         unit = replace(problem, loss=UNIT_SLOPE, lr_unembedding=1.0, lr_hidden=0.0)
         run = route.flow(unit, np.linspace(0, 2, 5) / max(float(np.median(start_of(unit).K0)), 1e-6))
-        falls = self.k("direction") * -np.diff(_of_preferred(unit, run), axis=0)
+        falls = self.k("direction") * -np.diff(run.log_prob(unit.pairs[0][0]), axis=0)
         return np.maximum(falls, 0.0).max(0)
 
     def proof(self) -> Proof:
@@ -316,12 +313,3 @@ class LargeRatio(Theorem):
         deep = relative(log_pi[at[:B], rows] + self.k("depth") * depth, depth)
         back = relative(u[at[B:], rows] - self.k("recovery") * margin, margin)
         return np.max([deep, back, abs(log_pi[at[B:], rows]) / depth], axis=0)
-
-
-def _of_preferred(problem: Problem, run: Run) -> Array:
-    """(T, B) ln pi(y+) along a run."""
-    y: Positions = problem.pairs[0][0]
-    total = np.zeros((len(run.times), len(problem)))
-    for row, token in zip(y.rows, y.tokens, strict=True):
-        total += run.log_pi(row)[:, :, token]
-    return total

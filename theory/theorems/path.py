@@ -7,14 +7,19 @@ import numpy as np
 from theory.exact import ExactFlow
 from theory.losses import MarginLoss, get
 from theory.problem import Problem
-from theory.theorems._base import Array, Mask, Route, Run, Sharpness, Theorem, everywhere, relative
-from theory.theorems._flow import FLOW_TOLERANCE, is_single_margin, moving, smooth, start_of, tame, times_for, worst
-from theory.theorems._single import Branch
-
-_SHARP = (
-    Sharpness("one-token responses", "sequences"),
-    Sharpness("one sample", "data_set"),
+from theory.theorems._base import Array, Mask, Route, Sharpness, Theorem, everywhere, relative
+from theory.theorems._flow import (
+    FLOW_TOLERANCE,
+    SINGLE_PAIR,
+    is_single_margin,
+    moving,
+    smooth,
+    start_of,
+    tame,
+    times_for,
+    worst,
 )
+from theory.theorems._single import Branch
 
 
 class PathFormula(Theorem):
@@ -30,7 +35,7 @@ class PathFormula(Theorem):
     routes = ("simulated",)
     knobs = ("theta", "growth of h", "growth of a")
     tolerance = FLOW_TOLERANCE
-    sharpness = _SHARP
+    sharpness = SINGLE_PAIR
 
     def applies(self, problem: Problem) -> Mask:
         return is_single_margin(problem)
@@ -89,15 +94,6 @@ class PathUniversality(Theorem):
         return error
 
 
-def _margins(problem: Problem, run: Run) -> Array:
-    """(T, B) ln pi(y+) - ln pi(y-) of the first sample along a run."""
-    total = np.zeros((len(run.times), len(problem)))
-    for sign, y in zip((1, -1), problem.pairs[0], strict=True):
-        for row, token in zip(y.rows, y.tokens, strict=True):
-            total += sign * run.log_pi(row)[:, :, token]
-    return total
-
-
 class ClockTheorem(Theorem):
     """One scalar equation: the flow has margin u at the time the integral of 1/(G K) says."""
 
@@ -107,7 +103,7 @@ class ClockTheorem(Theorem):
     routes = ("simulated",)
     knobs = ("speed",)
     tolerance = FLOW_TOLERANCE
-    sharpness = _SHARP
+    sharpness = SINGLE_PAIR
 
     def applies(self, problem: Problem) -> Mask:
         still = problem.incentives[0][:, 0] == 0
@@ -119,7 +115,8 @@ class ClockTheorem(Theorem):
     def residual(self, problem: Problem, route: Route) -> Array:
         times = times_for(problem)
         run = route.flow(problem, times)
-        target = _margins(problem, run)
+        w, l = problem.pairs[0]
+        target = run.log_prob(w) - run.log_prob(l)
         out = np.zeros(len(problem))
         if problem.lr_unembedding == 0 and problem.lr_hidden == 0:
             return out

@@ -408,10 +408,10 @@ def test_responses_of_any_length_in_one_data_set():
         (lambda m: UnconstrainedFeatures.from_samples(m.W, m.H[:2], SHARED), "H must have shape"),
         (lambda m: Sample("x", ((), (1,))), r"responses\[0\] must not be empty"),
         (lambda m: Sample("x", ((1, 2), (1, 2))), "must differ"),
-        (lambda m: SFT(SFT(DPO, 1.0), 1.0), "base must be a loss of the margin"),
+        (lambda m: SFT(DPO, 1.0, per="word"), "per must be one of sequence, token, batch_token, got 'word'"),
         (lambda m: SFT(DPO, -1.0), "lam must be in"),
         (lambda m: Weighted(DPO, 0.0, 1.0), "lam_w must be in"),
-        (lambda m: Weighted("dpo", 1.0, 1.0), "base must be a loss of the margin"),
+        (lambda m: Weighted("dpo", 1.0, 1.0), "base must be a loss of the two log-probabilities"),
     ],
 )  # fmt: skip
 def test_bad_input(call, message):

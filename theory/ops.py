@@ -6,7 +6,9 @@ digits and a sympy expression (LaTeX). Each primitive is stable on its whole ran
 Conventions: :math:`\sigma(x) = 1/(1+e^{-x})`; ``log_sigmoid`` is :math:`\ln\sigma`; ``softplus`` is
 :math:`\ln(1+e^x)`; ``relu`` is :math:`\max(0,x)` with slope 0 at its kink (TRL's and torch's choice);
 ``step`` is 1 for x > 0 and 0 otherwise, the slope of ``relu``;
+``clip`` keeps x within [low, high], with slope 0 from the bound on; ``log1mexp`` is :math:`\ln(1-e^x)` for x < 0;
 ``detach`` is the identity with gradient zero.
+``sort`` and ``mean`` act along the last axis, the samples of a batch; a scalar is a batch of one.
 """
 
 from types import ModuleType
@@ -30,7 +32,11 @@ class Ops(Protocol):
     def softplus(self, x: Any) -> Any: ...
     def relu(self, x: Any) -> Any: ...
     def step(self, x: Any) -> Any: ...
+    def clip(self, x: Any, low: Any, high: Any) -> Any: ...
+    def log1mexp(self, x: Any) -> Any: ...
     def detach(self, x: Any) -> Any: ...
+    def sort(self, x: Any) -> Any: ...
+    def mean(self, x: Any) -> Any: ...
 
 
 class NumpyOps:
@@ -67,8 +73,22 @@ class NumpyOps:
     def step(self, x: Any) -> Any:
         return np.where(np.asarray(x) > 0, 1.0, 0.0)
 
+    def clip(self, x: Any, low: Any, high: Any) -> Any:
+        return np.clip(x, low, high)
+
+    def log1mexp(self, x: Any) -> Any:
+        # Of the two forms, each is used where it keeps the digits (Maechler 2012).
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(np.asarray(x) > -np.log(2), np.log(-np.expm1(x)), np.log1p(-np.exp(x)))
+
     def detach(self, x: Any) -> Any:
         return x
+
+    def sort(self, x: Any) -> Any:
+        return np.sort(x, axis=-1) if np.ndim(x) else x
+
+    def mean(self, x: Any) -> Any:
+        return np.mean(x, axis=-1, keepdims=True) if np.ndim(x) else x
 
 
 class TorchOps:
@@ -110,8 +130,30 @@ class TorchOps:
         x = self._tensor(x)
         return (x > 0).to(x.dtype)
 
+    def clip(self, x: Any, low: Any, high: Any) -> Any:
+        # torch.clamp passes the gradient through at the bounds; where() does not, and keeps inf * 0 out of it.
+        x = self._tensor(x)
+        inside = (x > low) & (x < high)
+        return self._torch.where(inside, x, x.detach().clamp(low, high))
+
+    def log1mexp(self, x: Any) -> Any:
+        # where() differentiates both branches: each gets an argument at which it is smooth.
+        x = self._tensor(x)
+        near = x > -0.6931471805599453
+        one = self._torch.log(-self._torch.expm1(self._torch.where(near, x, -1.0)))
+        other = self._torch.log1p(-self._torch.exp(self._torch.where(near, -1.0, x)))
+        return self._torch.where(near, one, other)
+
     def detach(self, x: Any) -> Any:
         return self._tensor(x).detach()
+
+    def sort(self, x: Any) -> Any:
+        x = self._tensor(x)
+        return x.sort(dim=-1).values if x.ndim else x
+
+    def mean(self, x: Any) -> Any:
+        x = self._tensor(x)
+        return x.mean(dim=-1, keepdim=True) if x.ndim else x
 
 
 class MpmathOps:
@@ -144,7 +186,19 @@ class MpmathOps:
     def step(self, x: Any) -> Any:
         return mpmath.mpf(1 if x > 0 else 0)
 
+    def clip(self, x: Any, low: Any, high: Any) -> Any:
+        return min(max(x, mpmath.mpf(low)), mpmath.mpf(high))
+
+    def log1mexp(self, x: Any) -> Any:
+        return mpmath.log(-mpmath.expm1(x))
+
     def detach(self, x: Any) -> Any:
+        return x
+
+    def sort(self, x: Any) -> Any:
+        return x
+
+    def mean(self, x: Any) -> Any:
         return x
 
 
@@ -235,8 +289,22 @@ class DualOps:
     def step(self, x: Any) -> Any:
         return Dual(MPMATH.step(Dual.of(x).x))
 
+    def clip(self, x: Any, low: Any, high: Any) -> Any:
+        x = Dual.of(x)
+        return x.chain(MPMATH.clip(x.x, low, high), 1 if low < x.x < high else 0)
+
+    def log1mexp(self, x: Any) -> Any:
+        x = Dual.of(x)
+        return x.chain(MPMATH.log1mexp(x.x), 1 / -mpmath.expm1(-x.x))
+
     def detach(self, x: Any) -> Any:
         return Dual(Dual.of(x).x)
+
+    def sort(self, x: Any) -> Any:
+        return Dual.of(x)
+
+    def mean(self, x: Any) -> Any:
+        return Dual.of(x)
 
 
 class sigmoid(sympy.Function):
@@ -286,8 +354,20 @@ class SympyOps:
     def step(self, x: Any) -> Any:
         return sympy.Heaviside(x, sympy.Integer(0))  # type: ignore[arg-type]
 
+    def clip(self, x: Any, low: Any, high: Any) -> Any:
+        return sympy.Function(r"\operatorname{clip}")(x, low, high)
+
+    def log1mexp(self, x: Any) -> Any:
+        return sympy.log(1 - sympy.exp(x))
+
     def detach(self, x: Any) -> Any:
-        return x
+        return sympy.Function(r"\operatorname{sg}")(x)
+
+    def sort(self, x: Any) -> Any:
+        return sympy.Function(r"\operatorname{sort}")(x)
+
+    def mean(self, x: Any) -> Any:
+        return sympy.Function(r"\operatorname{mean}")(x)
 
 
 NUMPY = NumpyOps()

@@ -10,8 +10,8 @@ import pkgutil
 from typing import Any
 
 from theory._check import POSITIVE, REAL, Interval, unknown
-from theory.losses._base import Claims, Loss, MarginForm, MarginLoss, Pair, parameter
-from theory.losses._combine import SFT, Weighted
+from theory.losses._base import Claims, Group, Loss, MarginForm, MarginLoss, Pair, TokenLoss, Tokens, parameter
+from theory.losses._combine import SFT, PerToken, Sum, Weighted
 
 __all__ = [
     "LOSSES",
@@ -19,11 +19,16 @@ __all__ = [
     "REAL",
     "SFT",
     "Claims",
+    "Group",
     "Interval",
     "Loss",
     "MarginForm",
     "MarginLoss",
     "Pair",
+    "PerToken",
+    "Sum",
+    "TokenLoss",
+    "Tokens",
     "Weighted",
     "get",
     "parameter",

@@ -2,15 +2,19 @@
 
 A loss, as a numbered contract for authors of new ones:
 
-1. A frozen dataclass derived from `MarginLoss` (a function of ln pi(y+) - ln pi(y-) alone) or `Loss` (any other).
+1. A frozen dataclass derived from `MarginLoss` (a function of ln pi(y+) - ln pi(y-) alone), `Loss` (any other function
+   of the two log-probabilities) or `TokenLoss` (one that looks at single tokens, or at more than two responses).
 2. Fields are the parameters, declared with `parameter(default, domain)`; the domain is enforced on construction.
 3. `formula(ops, y)` returns the loss of one sample as the paper prints it, in the primitives of `theory.ops`; `y` is a
-   `Pair` of log-probabilities. It is the only place where the loss is written.
+   `Pair` of log-probabilities (of a `TokenLoss`: a `Group`). It is the only place where the loss is written.
 4. `name` and `reference` say what it is called and which equation it is; `claims` says what is true of it.
 5. `examples()` returns instances for tests, at least one of them generic (no parameter at a special value).
-6. Optional: `closed_slope(ops, y)` = G = -l'(u) and `closed_log_slope(ops, y)` = ln |G|, checked against automatic
-   differentiation; `minimiser`, `kinks` and `law` where they exist. Without closed slopes, automatic differentiation
-   (and mpmath where float64 underflows) is used.
+6. Optional, for a `MarginLoss`: `closed_slope(ops, y)` = G = -l'(u) and `closed_log_slope(ops, y)` = ln |G|, checked
+   against automatic differentiation; `minimiser`, `kinks` and `law` where they exist. Without closed slopes, automatic
+   differentiation (and mpmath where float64 underflows) is used.
+7. Optional, for a `Loss`: `minimum(y)`, the log-probabilities at which it is least, if that is a point; `margin(sample)`
+   if it is a function of the margin for some samples (equal lengths, say); `coupled = True` if the loss of one sample
+   depends on the others of its batch: the last axis of the arrays in `y` is then that batch.
 """
 
 import dataclasses
@@ -41,6 +45,17 @@ class Pair(NamedTuple):
     b_ref: Any = 0.0
     n_w: Any = 1  # |y+|, tokens
     n_l: Any = 1  # |y-|
+    norm_ratio: Any = 1.0  # |grad ln pi(y-)| / |grad ln pi(y+)| of the model; only calibrated losses look at it
+
+    @property
+    def da(self) -> Any:
+        """The log-ratio of y+ to the reference model, ln pi(y+) - ln pi_ref(y+)."""
+        return self.a - self.a_ref
+
+    @property
+    def db(self) -> Any:
+        """The log-ratio of y-."""
+        return self.b - self.b_ref
 
     @property
     def u(self) -> Any:
@@ -63,12 +78,44 @@ class Pair(NamedTuple):
         return cls(u, 0.0, u_ref, 0.0)
 
 
+class Tokens(NamedTuple):
+    """One response, token by token; arrays or tensors whose last axis is the n positions."""
+
+    log_prob: Any  # (..., n) ln pi(y_t | x, y_<t)
+    ref: Any  # (..., n) the same under the reference model
+    kl: Any  # (..., n) KL(pi_ref || pi) of the next-token distributions, nats
+    log_sum_sq: Any  # (..., n) ln sum_v pi(v | x, y_<t)^2
+    hidden: Any  # (..., n, d) hidden vectors of the reference model
+
+    def __len__(self) -> int:
+        return int(self.log_prob.shape[-1])
+
+    @property
+    def log_ratio(self) -> Any:
+        """(..., n) ln pi(y_t) - ln pi_ref(y_t)."""
+        return self.log_prob - self.ref
+
+
+class Group(NamedTuple):
+    """All responses of one sample, y+ first and y- second, with their rewards."""
+
+    responses: tuple[Tokens, ...]
+    rewards: tuple[float, ...]
+
+    @property
+    def pair(self) -> Pair:
+        """Log-probabilities of y+ and y-, summed over tokens."""
+        w, l = self.responses[:2]
+        return Pair(w.log_prob.sum(-1), l.log_prob.sum(-1), w.ref.sum(-1), l.ref.sum(-1), len(w), len(l))
+
+
 @dataclass(frozen=True)
 class Claims:
     """What a loss says of itself; each is tested where it is claimed, and refuted where it is denied.
 
-    convex, decreasing (non-increasing in the margin everywhere), differentiable (continuous slope), reference_free
-    and nonnegative speak of the loss as a function of the margin.
+    For a margin loss they speak of a function of the margin: convex, decreasing (non-increasing everywhere),
+    differentiable (continuous slope), reference_free, nonnegative. For any other loss: convex in (ln pi(y+), ln pi(y-))
+    together; decreasing means d_w >= 0 and d_l >= 0, that it never pushes y+ down nor y- up.
     """
 
     convex: bool = True
@@ -94,6 +141,8 @@ class Loss:
     name: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     claims: Claims = Claims()
+    coupled: ClassVar[bool] = False  # whether the samples of a batch (last axis of the arrays in y) see each other
+    uses_norms: ClassVar[bool] = False  # whether it looks at Pair.norm_ratio
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -141,6 +190,13 @@ class Loss:
         """The one-dimensional form for this sample, or None if the loss is no function of the margin alone."""
         return None
 
+    def minimum(self, y: Pair) -> tuple[Any, Any] | None:
+        """(ln pi(y+), ln pi(y-)) at which the loss is least, as if all reals could be had; None if there is no such point.
+
+        `y` gives references and lengths.
+        """
+        return None
+
     def latex(self) -> str:
         """The formula as LaTeX, with symbols for parameters."""
         symbolic = _with_symbols(self)
@@ -159,10 +215,42 @@ def _with_symbols(loss: Loss) -> Loss:
     """The loss with a symbol for every parameter, those of a loss within it included."""
     symbolic = object.__new__(type(loss))
     for f in dataclasses.fields(loss):  # type: ignore[arg-type]
-        inner = getattr(loss, f.name)
-        value = _with_symbols(inner) if isinstance(inner, Loss) else sympy.Symbol(f.name.replace("lam", "lambda"))
-        object.__setattr__(symbolic, f.name, value)
+        object.__setattr__(symbolic, f.name, _symbol(getattr(loss, f.name), f.name))
     return symbolic
+
+
+def _symbol(value: Any, name: str) -> Any:
+    if isinstance(value, Loss):
+        return _with_symbols(value)
+    if isinstance(value, tuple):
+        return tuple(_symbol(v, f"{name}_{i + 1}") for i, v in enumerate(value))
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return sympy.Symbol(name.replace("lam", "lambda"))
+    return value  # a switch, not a number
+
+
+class TokenLoss(Loss):
+    """A loss of single tokens, or of more than two responses: `formula(ops, y)` takes a `Group` of numpy or torch arrays.
+
+    It has a value, gradients by automatic differentiation, and a LaTeX string (`tex`); no other backend.
+    """
+
+    tex: ClassVar[str] = ""
+
+    def value(self, y: Group) -> Array:  # type: ignore[override]
+        return np.asarray(self.formula(NUMPY, y))  # type: ignore[arg-type]
+
+    def torch_value(self, y: Group) -> Any:  # type: ignore[override]
+        return self.formula(torch_ops(), y)  # type: ignore[arg-type]
+
+    def mpmath_value(self, y: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} looks at tokens and has no mpmath value")
+
+    def incentives(self, y: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} looks at tokens: it has no incentives (d_w, d_l) of whole responses")
+
+    def latex(self) -> str:
+        return self.tex
 
 
 class MarginLoss(Loss):

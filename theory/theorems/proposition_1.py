@@ -1,6 +1,6 @@
 """Proposition 1: a margin loss plus an SFT term."""
 
-from theory.losses import SFT, MarginForm
+from theory.losses import SFT, MarginForm, MarginLoss
 from theory.problem import Positions, Problem
 from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere
 
@@ -19,11 +19,13 @@ class Proposition1(RateTheorem):
     sharpness = (Sharpness("one sample", "sft_data_set"),)
 
     def applies(self, problem: Problem) -> Mask:
-        return everywhere(problem, isinstance(problem.loss, SFT) and len(problem.samples) == 1)
+        loss = problem.loss
+        form_4 = isinstance(loss, SFT) and loss.per == "sequence" and isinstance(loss.base, MarginLoss)
+        return everywhere(problem, form_4 and len(problem.samples) == 1)
 
     def terms(self, problem: Problem, z: Positions) -> dict[str, Array]:
         loss, (w, l) = problem.loss, problem.pairs[0]
-        assert isinstance(loss, SFT)
+        assert isinstance(loss, SFT) and isinstance(loss.base, MarginLoss)
         G = MarginForm(loss.base, problem.reference_margin).slope(problem.margin)
         return {
             "own gradient": G * problem.inner(w, w),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from theory.losses import MarginForm, Pair, Weighted
+from theory.losses import MarginForm, MarginLoss, Pair, Weighted
 from theory.problem import Positions, Problem
 from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere
 
@@ -21,13 +21,14 @@ class Proposition2(RateTheorem):
     sharpness = (Sharpness("one sample", "weighted_data_set"),)
 
     def applies(self, problem: Problem) -> Mask:
-        holds = isinstance(problem.loss, Weighted) and len(problem.samples) == 1
+        form_5 = isinstance(problem.loss, Weighted) and isinstance(problem.loss.base, MarginLoss)
+        holds = form_5 and len(problem.samples) == 1
         return everywhere(problem, holds) & (self._slopes(problem)[1] != 0 if holds else False)
 
     def _slopes(self, problem: Problem) -> tuple[Array, Array]:
         """(-mu', -l'(u)): the slope at the weighted margin and at the plain one."""
         loss = problem.loss
-        assert isinstance(loss, Weighted)
+        assert isinstance(loss, Weighted) and isinstance(loss.base, MarginLoss)
         a, b = (problem.log_prob(y) for y in problem.pairs[0])
         seen = loss.pair(Pair(a, b, problem.references[:, 0, 0], problem.references[:, 0, 1]))
         mu = MarginForm(loss.base, np.asarray(seen.u_ref)).slope(seen.u)

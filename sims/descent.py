@@ -1,7 +1,7 @@
 """Discrete training with torch optimisers, by automatic differentiation of the loss value."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,7 @@ def train(
     steps, every = check_count(steps, "steps", low=0), check_count(every, "every")
     rates = check_number(lr_unembedding, "lr_unembedding", _RATE), check_number(lr_hidden, "lr_hidden", _RATE)
     place = pick_device(device)
-    objective = objective.to(place)
+    objective = replace(objective.to(place), rates=rates)
     W, H = (x.detach().clone().to(place).requires_grad_() for x in (W0, H0))
     groups = [{"params": [p], "rate": r} for p, r in zip((W, H), rates, strict=True)]
     build = optimizer.build if isinstance(optimizer, Optimizer) else optimizer

@@ -4,6 +4,7 @@ The independent route: nothing here knows a derivative of the loss, a closed pat
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def integrate(
     eta_W = check_number(lr_unembedding, "lr_unembedding", _RATE)
     eta_h = check_number(lr_hidden, "lr_hidden", _RATE)
     place, size_W = pick_device(device), W0.numel()
-    objective = objective.to(place)
+    objective = replace(objective.to(place), rates=(eta_W, eta_h))
 
     bar = tqdm(total=float(grid[-1]), disable=not progress, desc="gradient flow", unit="t")
     with bar, few_threads(size_W + H0.numel()):

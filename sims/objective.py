@@ -7,67 +7,111 @@ other formula.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from theory.losses import Loss, Pair
-from theory.model import Context, UnconstrainedFeatures
-from theory.problem import Problem, check_one_shape
+from theory.losses import Group, Loss, Pair, TokenLoss, Tokens
+from theory.model import UnconstrainedFeatures
+from theory.problem import Problem
+
+Where = tuple[tuple[int, ...], tuple[int, ...]]  # rows of H and tokens of a response
 
 
 @dataclass(frozen=True, eq=False)
 class Objective:
     """Mean loss over samples, for B models that share vocabulary, contexts and responses (not parameters).
 
-    The references (B, samples) are those of each model's own samples.
+    The references (B, S) are those of each model's own samples. `origin` holds the parameters of their reference
+    models, for losses that look at tokens.
     """
 
     loss: Loss
-    pairs: tuple[tuple[Any, Any], ...]  # per sample: (rows, tokens) of y+ and of y-
+    groups: tuple[tuple[Where, ...], ...]  # per sample: its responses, y+ first and y- second
+    rewards: tuple[tuple[float, ...], ...]
     a_ref: Tensor
     b_ref: Tensor
+    rates: tuple[float, float]  # of W and H: the metric of gradient norms
+    origin: tuple[Tensor, Tensor] | None = None
     hidden: Callable[[Tensor], Tensor] | None = None  # H as a function of the parameters that stand in its place
 
     @classmethod
     def of(cls, models: Sequence[UnconstrainedFeatures], loss: Loss) -> "Objective":
         """From models of one shape; a ValueError names the first that differs."""
-        if not isinstance(loss, Loss):
-            raise ValueError(f"loss must be a theory.losses.Loss instance, got {loss!r}")
-        check_one_shape(models)
-        first = models[0]
-        rows: dict[Context, int] = {c: i for i, c in enumerate(first.contexts)}
-        pairs = []
-        for s in first.samples:
-            where = [([rows[(s.prompt, y[:k])] for k in range(len(y))], list(y)) for y in s.responses[:2]]
-            pairs.append((where[0], where[1]))
-        references = np.array([[s.reference[:2] for s in m.samples] for m in models])  # type: ignore[index]
-        return cls(loss, tuple(pairs), torch.tensor(references[..., 0]), torch.tensor(references[..., 1]))
+        return cls.of_problem(Problem.of(models, loss))
 
     @classmethod
     def of_problem(cls, problem: Problem) -> "Objective":
         """The objective of a batch of models already brought into one shape."""
+        origin = None
+        if isinstance(problem.loss, TokenLoss):
+            problem.check_origin()
+            assert problem.origin is not None
+            W_ref, H_ref = (torch.tensor(x, dtype=torch.float64) for x in problem.origin)
+            origin = W_ref, H_ref
         a_ref, b_ref = (torch.tensor(problem.references[..., i]) for i in (0, 1))
-        return cls(problem.loss, problem.pairs, a_ref, b_ref)
+        rewards = tuple(s.rewards or () for s in problem.samples)
+        rates = problem.lr_unembedding, problem.lr_hidden
+        return cls(problem.loss, problem.groups, rewards, a_ref, b_ref, rates, origin)
 
     def to(self, device: torch.device) -> "Objective":
         """The same objective with its references on a device."""
-        return replace(self, a_ref=self.a_ref.to(device), b_ref=self.b_ref.to(device))
+        origin = None if self.origin is None else (self.origin[0].to(device), self.origin[1].to(device))
+        return replace(self, a_ref=self.a_ref.to(device), b_ref=self.b_ref.to(device), origin=origin)
 
     def __call__(self, W: Tensor, H: Tensor) -> Tensor:
         """(B,) objective at W (B, V, d), H (B, n, d)."""
-        if self.hidden is not None:
-            H = self.hidden(H)
-        log_pi = torch.log_softmax(H @ W.transpose(1, 2), dim=-1)  # (B, n, V)
-        total = W.new_zeros(len(W))
-        for i, ((rows_w, y_w), (rows_l, y_l)) in enumerate(self.pairs):
-            a = log_pi[:, rows_w, y_w].sum(-1)
-            b = log_pi[:, rows_l, y_l].sum(-1)
-            y = Pair(a, b, self.a_ref[:, i], self.b_ref[:, i], len(y_w), len(y_l))
-            total = total + self.loss.torch_value(y)
-        return total / len(self.pairs)
+        log_pi = self._log_pi(W, H)
+        if isinstance(self.loss, TokenLoss):
+            each = torch.stack([self.loss.torch_value(group) for group in self._token_groups(log_pi)], dim=-1)
+        else:
+            each = self.loss.torch_value(self._pairs(W, H, log_pi))
+        return each.mean(-1)
+
+    def _log_pi(self, W: Tensor, H: Tensor) -> Tensor:
+        """(B, n, V) ln pi(. | context)."""
+        H = H if self.hidden is None else self.hidden(H)
+        return torch.log_softmax(H @ W.transpose(1, 2), dim=-1)
+
+    def _pairs(self, W: Tensor, H: Tensor, log_pi: Tensor) -> Pair:
+        """Log-probabilities of y+ and y-, (B, S) each."""
+        a, b = (_sums(log_pi, [group[i] for group in self.groups]) for i in (0, 1))
+        n_w, n_l = (torch.tensor([len(group[i][1]) for group in self.groups], dtype=a.dtype) for i in (0, 1))
+        ratio = self._norm_ratios(W, H) if self.loss.uses_norms else torch.ones_like(a)
+        return Pair(a, b, self.a_ref, self.b_ref, n_w.to(a.device), n_l.to(a.device), ratio)
+
+    def _norm_ratios(self, W: Tensor, H: Tensor) -> Tensor:
+        """(B, S) |grad ln pi(y-)| / |grad ln pi(y+)| in the metric of the rates, without a gradient of its own."""
+        with torch.enable_grad():
+            W, H = (x.detach().requires_grad_() for x in (W, H))
+            log_pi = self._log_pi(W, H)
+
+            def square(y: Where) -> Tensor:
+                grads = torch.autograd.grad(_sums(log_pi, [y]).sum(), (W, H), retain_graph=True)
+                parts = [rate * (g * g).sum((1, 2)) for rate, g in zip(self.rates, grads, strict=True)]
+                return parts[0] + parts[1]
+
+            return torch.stack([(square(group[1]) / square(group[0])).sqrt() for group in self.groups], dim=-1)
+
+    def _token_groups(self, log_pi: Tensor) -> Iterator[Group]:
+        """Every sample's responses token by token, (B, n) each."""
+        assert self.origin is not None
+        W_ref, H_ref = self.origin
+        ref = torch.log_softmax(H_ref @ W_ref.transpose(1, 2), dim=-1)
+        kl = (ref.exp() * (ref - log_pi)).sum(-1)
+        squares = torch.logsumexp(2 * log_pi, dim=-1)
+        for group, rewards in zip(self.groups, self.rewards, strict=True):
+            tokens = tuple(
+                Tokens(log_pi[:, rows, y], ref[:, rows, y], kl[:, rows], squares[:, rows], H_ref[:, rows])
+                for rows, y in ((list(rows), list(y)) for rows, y in group)
+            )
+            yield Group(tokens, rewards)
+
+
+def _sums(log_pi: Tensor, responses: Sequence[Where]) -> Tensor:
+    """(B, len(responses)) ln pi of each response."""
+    return torch.stack([log_pi[:, list(rows), list(y)].sum(-1) for rows, y in responses], dim=-1)
 
 
 def stacked(models: Sequence[UnconstrainedFeatures]) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from sims.descent import Optimizer, train
 from sims.flow import integrate
 from sims.objective import Objective
-from theory.losses import Pair
+from theory.losses import Pair, TokenLoss
 from theory.ops import MPMATH
 from theory.problem import Positions, Problem
 from theory.theorems import Run
@@ -89,6 +89,9 @@ class Integrated:
 
     def rate(self, problem: Problem, z: Positions) -> Array:
         """(B,) d/dt ln pi(z), one instance after the other."""
+        loss = problem.loss
+        if isinstance(loss, TokenLoss) or loss.uses_norms or (loss.coupled and len(problem.samples) > 1):
+            raise ValueError(f"the route in 50 digits takes losses of one pair of log-probabilities, got {loss!r}")
         with mpmath.workdps(self.digits):
             if problem not in self._ends:
                 self._ends[problem] = [self._one(problem, i) for i in range(len(problem))]

@@ -1,5 +1,6 @@
 """Sequences, shared prefixes and data sets: the general gradient formula, rates by name, combined losses, bad input."""
 
+import dataclasses
 from dataclasses import FrozenInstanceError, dataclass
 
 import numpy as np
@@ -10,8 +11,9 @@ from scipy.special import log_softmax
 
 from sims import Optimizer, gradient_descent, gradient_descent_batch, gradient_flow, gradient_flow_batch
 from sims.objective import pick_device
+from sims.routes import Autodiff
 from theory import Problem, Sample, SolverError, UnconstrainedFeatures, log_prob_rate
-from theory.losses import SFT, Loss, Pair, Weighted, get
+from theory.losses import SFT, Pair, PerToken, Sum, TokenLoss, Weighted, get
 from theory.model import contexts_of
 from theory.theorems import SETTINGS, THEOREMS
 from theory.theorems.theorem_6 import alphas
@@ -217,21 +219,10 @@ def with_references(samples, seed=4):
     return tuple(Sample(s.prompt, s.responses, tuple(-rng.uniform(1, 5, 2))) for s in samples)
 
 
-@dataclass(frozen=True)
-class PerToken(Loss):
-    """DPO of means over tokens in place of sums."""
-
-    name = "per_token"
-    reference = "this test"
-
-    def formula(self, ops, y):
-        return ops.softplus(-0.7 * ((y.a - y.a_ref) / y.n_w - (y.b - y.b_ref) / y.n_l))
-
-
 def test_a_loss_sees_the_lengths_of_every_sample():
     """Weights of 1/length, sample by sample: Proposition 2 for each."""
     m = model_of(with_references(SHARED))
-    seen = log_prob_rate(m, PerToken(), (0, 1, 2)).samples
+    seen = log_prob_rate(m, PerToken(DPO), (0, 1, 2)).samples
     assert len(seen) == 3
     for share, s in zip(seen, m.samples, strict=True):
         problem = Problem.of(
@@ -340,11 +331,11 @@ def test_defaults_of_a_problem():
     assert len({p, p, bare}) == 2, "a problem is itself, whatever its arrays hold"
 
 
-def test_responses_after_the_second_play_no_part():
+def test_responses_after_the_second_play_no_part_in_a_loss_of_pairs():
     two, three = Sample("x", ((0, 1), (0, 2))), Sample("x", ((0, 1), (0, 2), (0, 3)))
     p, q = (Problem.of(model_of([s]), DPO) for s in (two, three))
     assert q.references.shape == (1, 1, 2)
-    assert q.model(0).samples == p.model(0).samples
+    assert q.model(0).samples == q.samples  # but they are kept, for losses of several responses
     assert q.rate(q.pairs[0][0]) == p.rate(p.pairs[0][0])
     assert log_prob_rate(model_of([three]), DPO).terms == log_prob_rate(model_of([two]), DPO).terms
 
@@ -486,3 +477,132 @@ def test_a_batched_flow_is_its_members(setting):
 def test_the_default_device_is_there():
     assert pick_device(None).type in ("cpu", "cuda")
     assert pick_device("cpu").type == "cpu"
+
+
+# ---- losses of tokens and of several responses
+
+
+@dataclass(frozen=True)
+class Tokenwise(TokenLoss):
+    """Log-ratios, KL with a stopped gradient, sum of squares of a third response: something of everything."""
+
+    name = "tokenwise"
+    reference = "tests"
+    tex = "L"
+
+    def formula(self, ops, y):
+        w, l, *rest = y.responses
+        m = w.log_ratio.sum(-1) - l.log_ratio.sum(-1) - 0.5 * (l.kl.sum(-1) - ops.detach(w.kl).sum(-1))
+        m = m + 0.1 * (w.hidden.sum(-1) * w.log_prob).sum(-1)
+        for r, reward in zip(rest, y.rewards[2:], strict=True):
+            m = m + (0.3 + reward) * r.log_sum_sq.sum(-1)
+        return -ops.log_sigmoid(0.7 * m)
+
+
+TOKENWISE = [
+    Sample("x", ((0, 1, 2), (0, 2), (3, 1)), rewards=(1, 0, 0.5)),
+    Sample("y", ((1,), (2, 0))),
+]
+
+
+def moved_from_reference(rates=(0.7, 1.3)):
+    rng = np.random.default_rng(4)
+    models = []
+    for _ in range(3):
+        start = model_of(TOKENWISE, seed=int(rng.integers(1000)))
+        W, H = (x + 0.3 * rng.normal(size=x.shape) for x in (start.W, start.H))
+        models.append(start.with_parameters(W, H))
+    return Problem.of(models, Tokenwise(), *rates)
+
+
+@pytest.mark.parametrize("rates", [(0.7, 1.3), (0.0, 1.0), (1.0, 0.0)])
+def test_rates_of_a_token_loss_are_those_of_autodiff(rates):
+    problem = moved_from_reference(rates)
+    for sample in problem.groups:
+        for z in sample:
+            exact = Autodiff().rate(problem, z)
+            np.testing.assert_allclose(problem.rate(z), exact, rtol=1e-11, atol=1e-12)
+            assert (abs(exact) > 1e-3).any()
+            assert (problem.rate_scale(z) >= abs(exact)).all()
+    one = problem.take(slice(1, 2))
+    np.testing.assert_allclose(one.rate(z), problem.rate(z)[1:2], rtol=1e-12)
+    assert log_prob_rate(one.model(0), Tokenwise(), lr_unembedding=rates[0], lr_hidden=rates[1]).total == pytest.approx(
+        float(one.rate(one.pairs[0][0])[0]), rel=1e-11
+    )
+
+
+def test_a_token_loss_needs_the_reference_model_itself():
+    m = model_of(TOKENWISE)
+    stated = [dataclasses.replace(s, reference=(-3.0,) * len(s.responses)) for s in TOKENWISE]
+    other = UnconstrainedFeatures.from_samples(m.W, m.H, stated)
+    for call in (lambda: Problem.of(other, Tokenwise()).pulls, lambda: gradient_flow(other, Tokenwise(), [1.0])):
+        with pytest.raises(ValueError, match="compares tokens with the reference model"):
+            call()
+
+
+def test_the_reference_model_stays_where_training_began():
+    m = model_of(TOKENWISE)
+    end = gradient_flow(m, Tokenwise(), [0.0, 2.0]).at(-1)
+    assert abs(end.W - m.W).max() > 1e-3
+    np.testing.assert_array_equal(end.origin[0], m.W)
+    # A restart midway is one run: the reference is data, not the start of the flow.
+    whole = gradient_flow(m, Tokenwise(), [0.0, 2.0, 5.0]).at(-1)
+    again = gradient_flow(end, Tokenwise(), [3.0]).at(-1)
+    np.testing.assert_allclose(again.W, whole.W, rtol=1e-8, atol=1e-9)
+    forgetful = dataclasses.replace(
+        end, origin=None, samples=tuple(dataclasses.replace(s, reference=None) for s in m.samples)
+    )
+    assert abs(gradient_flow(forgetful, Tokenwise(), [3.0]).at(-1).W - whole.W).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [((1.0,), "rewards must hold a finite number per response"), ((1.0, np.nan, 0.0), "rewards must hold a finite")],
+)
+def test_bad_rewards(rewards, message):
+    with pytest.raises(ValueError, match=message):
+        Sample("x", ((0,), (1,), (2,)), rewards=rewards)
+
+
+# ---- losses that couple the samples of a batch
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [SFT(DPO, 0.4, "batch_token"), SFT(DPO, 0.4, "token"), PerToken(DPO), Sum((DPO, PerToken(DPO)), (0.5, 2.0))],
+    ids=repr,
+)
+def test_rates_of_combined_losses_are_those_of_autodiff(loss):
+    samples = [Sample("x", ((0, 1, 2), (0, 2))), Sample("y", ((1,), (2, 0)))]
+    problem = Problem.of([model_of(samples, seed=s) for s in (1, 2)], loss, 0.7, 1.3)
+    for z in problem.pairs[0]:
+        exact = Autodiff().rate(problem, z)
+        np.testing.assert_allclose(problem.rate(z), exact, rtol=1e-11, atol=1e-12)
+        assert (abs(exact) > 1e-3).any()
+
+
+def test_normalisations_of_the_sft_term():
+    """By hand: y+ of 3 tokens and of 1."""
+    y = Pair(np.array([-3.0, -5.0]), np.array([-4.0, -1.0]), n_w=np.array([3, 1]), n_l=np.array([2, 2]))
+    base = DPO.value(y)
+    for per, term in (("sequence", [3.0, 5.0]), ("token", [1.0, 5.0]), ("batch_token", [1.5, 2.5])):
+        np.testing.assert_allclose(SFT(DPO, 0.4, per).value(y) - base, 0.4 * np.array(term), rtol=1e-12)
+    assert SFT(DPO, 0.4, "batch_token").coupled
+    assert not SFT(DPO, 0.4, "token").coupled
+
+
+@pytest.mark.parametrize(("lengths", "has"), [(((0, 1), (0, 2)), True), (((0, 1), (2,)), False)])
+def test_a_length_normalised_loss_has_a_margin_form_when_lengths_are_equal(lengths, has):
+    m = model_of([Sample("x", lengths)])
+    form = PerToken(get("cdpo", beta=0.7)).margin(m.samples[0])
+    assert (form is not None) == has
+    if form is None:
+        return
+    u = np.linspace(-3, 4, 7)
+    y = Pair(u - 2.0, -2.0, *m.samples[0].reference, 2, 2)
+    np.testing.assert_allclose(form.value(u), PerToken(get("cdpo", beta=0.7)).value(y), rtol=1e-12)
+    np.testing.assert_allclose(form.slope(u), PerToken(get("cdpo", beta=0.7)).incentives(y)[0], rtol=1e-11)
+    np.testing.assert_allclose(np.exp(form.log_slope(u)), abs(form.slope(u)), rtol=1e-11)
+    least = form.minimiser
+    assert form.value(least) < min(form.value(least - 0.01), form.value(least + 0.01))
+    assert form.zeros == (least,)

@@ -32,11 +32,13 @@ class Sample:
     responses : token sequences; `responses[0]` is y+, `responses[1]` is y-.
     reference : ln pi_ref(y | x) of each response (nats), frozen data of the sample. None means "the model this
         sample is first put in"; the model then fills it in.
+    rewards : one number per response, for losses of several responses; default 1 for y+ and 0 for all others.
     """
 
     prompt: Hashable
     responses: tuple[Response, ...]
     reference: tuple[float, ...] | None = None
+    rewards: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.responses) < 2:
@@ -52,6 +54,10 @@ class Sample:
                     f"reference must hold a finite log-probability per response ({len(clean)}), got {self.reference!r}"
                 )
             object.__setattr__(self, "reference", ref)
+        rewards = (1.0,) + (0.0,) * (len(clean) - 1) if self.rewards is None else tuple(map(float, self.rewards))
+        if len(rewards) != len(clean) or not all(np.isfinite(rewards)):
+            raise ValueError(f"rewards must hold a finite number per response ({len(clean)}), got {self.rewards!r}")
+        object.__setattr__(self, "rewards", rewards)
 
     @property
     def preferred(self) -> Response:
@@ -104,6 +110,8 @@ class UnconstrainedFeatures:
     samples : preference data; missing references become those of this model.
     contexts : (prompt, prefix) of each row of H; default `contexts_of(samples)`.
     tokens : V names, optional.
+    origin : (W, H) of the reference model, for losses that compare whole next-token distributions; default: this model.
+        Parameters that move keep it.
 
     Raises
     ------
@@ -115,6 +123,7 @@ class UnconstrainedFeatures:
     samples: tuple[Sample, ...]
     contexts: tuple[Context, ...] = ()
     tokens: Sequence[str] | None = None
+    origin: tuple[FloatArray, FloatArray] | None = None
     _rows: dict[Context, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +152,11 @@ class UnconstrainedFeatures:
             put("tokens", tuple(str(t) for t in self.tokens))
             if len(self.tokens) != V:
                 raise ValueError(f"tokens must name all {V} rows of W, got {len(self.tokens)} names")
+        if self.origin is None:
+            put("origin", (self.W, self.H))
+        else:
+            shapes = self.W.shape, self.H.shape
+            put("origin", tuple(check_array(x, "origin", s) for x, s in zip(self.origin, shapes, strict=True)))
         put("samples", tuple(self._with_reference(s) for s in self.samples))
 
     def _with_reference(self, sample: Sample) -> Sample:
@@ -205,7 +219,7 @@ class UnconstrainedFeatures:
 
     def with_parameters(self, W: ArrayLike, H: ArrayLike) -> Self:
         """The same samples with the same frozen references, at other parameters (a restart midway)."""
-        return type(self)(np.asarray(W), np.asarray(H), self.samples, self.contexts, self.tokens)
+        return type(self)(np.asarray(W), np.asarray(H), self.samples, self.contexts, self.tokens, self.origin)
 
     @property
     def V(self) -> int:

@@ -11,7 +11,7 @@ it into named terms. Everything works on a batch of B models that share vocabula
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from theory._check import FloatArray, check_number
-from theory.losses import Interval, Loss, MarginForm, MarginLoss, Pair
+from theory.losses import Interval, Loss, MarginForm, MarginLoss, Pair, TokenLoss
 from theory.model import Context, Response, Sample, UnconstrainedFeatures, _as_response, inner_products
+from theory.pulls import pull
 
 Array = NDArray[np.floating[Any]]
 RATE = Interval(low=0.0, open_low=False)
@@ -62,6 +63,8 @@ class Problem:
 
     W (B, V, d), H (B, n, d); references (B, S, 2): ln pi_ref of y+ and y- of each sample; `contexts` names the rows of
     H. `probe`: a (prompt, response) whose contexts are in the model, trained or not, for claims about other responses.
+    `origin`: (W, H) of the reference models, for losses that look at tokens; default the models themselves, and kept
+    when `dataclasses.replace` moves the parameters.
     """
 
     W: FloatArray
@@ -73,6 +76,7 @@ class Problem:
     lr_unembedding: float = 1.0
     lr_hidden: float = 1.0
     probe: tuple[Hashable, Response] | None = None
+    origin: tuple[FloatArray, FloatArray] | None = None
     _rows: dict[Context, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +85,8 @@ class Problem:
         for name in ("lr_unembedding", "lr_hidden"):
             object.__setattr__(self, name, check_number(getattr(self, name), name, RATE))
         object.__setattr__(self, "_rows", {c: i for i, c in enumerate(self.contexts)})
+        if self.origin is None:
+            object.__setattr__(self, "origin", (self.W, self.H))
         wanted = {
             "H": (len(self), len(self.contexts), self.W.shape[2]),
             "references": (len(self), len(self.samples), 2),
@@ -109,7 +115,11 @@ class Problem:
         W = first.W[None] if one else np.stack([m.W for m in models])
         H = first.H[None].astype(np.float64) if one else np.stack([m.H for m in models]).astype(np.float64)
         references = np.array([[s.reference[:2] for s in m.samples] for m in models])  # type: ignore[index]
-        return cls(W, H, first.samples, first.contexts, references, loss, lr_unembedding, lr_hidden, probe)
+        origins = zip(*(m.origin or () for m in models), strict=True)
+        W_ref, H_ref = (x[0][None] if one else np.stack(x) for x in origins)
+        return cls(
+            W, H, first.samples, first.contexts, references, loss, lr_unembedding, lr_hidden, probe, (W_ref, H_ref)
+        )
 
     def __len__(self) -> int:
         return len(self.W)
@@ -120,16 +130,21 @@ class Problem:
 
     def model(self, i: int) -> UnconstrainedFeatures:
         """The i-th model of the batch, with its own frozen references."""
+        assert self.origin is not None
+        origin = self.origin[0][i], self.origin[1][i]
+        stated = [s.reference if s.reference is not None else (0.0,) * len(s.responses) for s in self.samples]
         samples = tuple(
-            Sample(s.prompt, s.responses[:2], tuple(map(float, r)))
-            for s, r in zip(self.samples, self.references[i], strict=True)
+            replace(s, reference=(*map(float, r), *more[2:]))
+            for s, r, more in zip(self.samples, self.references[i], stated, strict=True)
         )
-        return UnconstrainedFeatures(self.W[i], self.H[i], samples, self.contexts)
+        return UnconstrainedFeatures(self.W[i], self.H[i], samples, self.contexts, origin=origin)
 
     def take(self, which: Any) -> "Problem":
         """The given instances of the batch (an index array, mask or slice)."""
+        assert self.origin is not None
         part = self.W[which], self.H[which], self.samples, self.contexts, self.references[which]
-        return Problem(*part, self.loss, self.lr_unembedding, self.lr_hidden, self.probe)
+        origin = self.origin[0][which], self.origin[1][which]
+        return Problem(*part, self.loss, self.lr_unembedding, self.lr_hidden, self.probe, origin)
 
     # ---- responses
 
@@ -155,6 +170,11 @@ class Problem:
         return tuple(
             (self.positions(s.preferred, s.prompt), self.positions(s.dispreferred, s.prompt)) for s in self.samples
         )
+
+    @cached_property
+    def groups(self) -> tuple[tuple[Positions, ...], ...]:
+        """Every response of every sample as positions."""
+        return tuple(tuple(self.positions(y, s.prompt) for y in s.responses) for s in self.samples)
 
     @cached_property
     def logits(self) -> Array:
@@ -233,7 +253,15 @@ class Problem:
             G = MarginForm(self.loss, a_ref - b_ref).slope(self.margins + moved)
             return G, G
         n_w, n_l = np.array([[len(y.tokens) for y in pair] for pair in self.pairs]).T
-        return self.loss.incentives(Pair(a + moved, b, a_ref, b_ref, n_w, n_l))
+        return self.loss.incentives(Pair(a + moved, b, a_ref, b_ref, n_w, n_l, self.norm_ratios))
+
+    @cached_property
+    def norm_ratios(self) -> Array:
+        """(B, S) |grad ln pi(y-)| / |grad ln pi(y+)| in the metric of the rates; ones unless the loss looks at it."""
+        if not self.loss.uses_norms:
+            return np.ones(self.references.shape[:2])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.stack([np.sqrt(self.inner(l, l) / self.inner(w, w)) for w, l in self.pairs], axis=1)
 
     @property
     def has_margin_loss(self) -> bool:
@@ -287,13 +315,52 @@ class Problem:
 
     def rate_by_sample(self, z: Positions) -> Array:
         """(B, S) what each sample of the data contributes to d/dt ln pi(z)."""
+        if isinstance(self.loss, TokenLoss):
+            return sum(self.through_logits(z)) / len(self.pairs)
         d_w, d_l = self.incentives
         plus = np.stack([self.inner(z, w) for w, _ in self.pairs], axis=1)
         minus = np.stack([self.inner(z, l) for _, l in self.pairs], axis=1)
         return (d_w * plus - d_l * minus) / len(self.pairs)
 
+    @cached_property
+    def pulls(self) -> Array:
+        """(B, S, n, V) -dL/dlogits of each sample's loss in every context: what a token-level loss exerts."""
+        assert isinstance(self.loss, TokenLoss)
+        assert self.origin is not None
+        self.check_origin()
+        ref = self.origin[1] @ self.origin[0].transpose(0, 2, 1)
+        samples = zip(self.groups, (s.rewards or () for s in self.samples), strict=True)
+        return np.stack([pull(self.loss, self.logits, ref, self.origin[1], *sample) for sample in samples], axis=1)
+
+    def check_origin(self) -> None:
+        """A ValueError if the samples state references that are not those of the reference model."""
+        assert self.origin is not None
+        there = replace(self, W=self.origin[0], H=self.origin[1])
+        seen = np.stack([np.stack([there.log_prob(w), there.log_prob(l)], axis=1) for w, l in there.pairs], axis=1)
+        gap = abs(seen - self.references)
+        if (gap > 1e-6 * (1 + abs(seen))).any():
+            raise ValueError(
+                f"loss {self.loss!r} compares tokens with the reference model, but the samples' references are not its "
+                f"own (off by up to {gap.max():.2g} nats): leave `reference` to the model, or give it its `origin`"
+            )
+
+    def through_logits(self, z: Positions) -> tuple[Array, Array]:
+        """(B, S) each: the rate of ln pi(z) that comes from moving W, and from moving hidden vectors, when logits are
+        pulled: the formula of the module with `pulls` in the place of E_w, times |D|."""
+        return self._through(self.errors(z), z, self.H @ self.H.transpose(0, 2, 1), self.W, self.pulls)
+
+    def _through(self, E: Array, z: Positions, hidden: Array, W: Array, pulls: Array) -> tuple[Array, Array]:
+        through_W = np.einsum("bkv,bscv,bkc->bs", E, pulls, hidden[:, z.rows])
+        moved = np.einsum("bskv,bvd->bskd", pulls[:, :, z.rows], W)
+        through_h = np.einsum("bkv,bvd,bskd->bs", E, W, moved, optimize=True)
+        return self.lr_unembedding * through_W, self.lr_hidden * through_h
+
     def rate_scale(self, z: Positions) -> Array:
         """(B,) the sum of the absolute terms of `rate`, every difference (e - pi, d) split up: what rounding sees."""
+        if isinstance(self.loss, TokenLoss):
+            H = abs(self.H)
+            sizes = self._through(abs(self.errors(z)), z, H @ H.transpose(0, 2, 1), abs(self.W), abs(self.pulls))
+            return sum(sizes).sum(1) / len(self.pairs)
         sizes_w, sizes_l = self.incentive_sizes
         lengths = np.sqrt(np.einsum("bvd,bvd->bv", self.W, self.W))
 

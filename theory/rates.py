@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.losses import Loss
+from theory.losses import Loss, TokenLoss
 from theory.model import UnconstrainedFeatures, token_index
 from theory.problem import Positions, Problem
 from theory.theorems import THEOREMS
@@ -118,13 +118,18 @@ def _tokens(response: Any, model: UnconstrainedFeatures) -> tuple[int, ...]:
 def _naming(problem: Problem, z: Positions, sample: int) -> RateTheorem:
     """The claim that names the terms of this rate."""
     probed = replace(problem, probe=(problem.samples[sample].prompt, z.tokens))
-    names = _OF_PREFERRED if z == problem.pairs[sample][0] else _OF_OTHERS
+    names = (
+        () if isinstance(problem.loss, TokenLoss) else _OF_PREFERRED if z == problem.pairs[sample][0] else _OF_OTHERS
+    )
     for name in names:
-        theorem = THEOREMS[name]
-        assert isinstance(theorem, RateTheorem)
+        theorem = _rate_theorem(name)
         if theorem.applies(probed).all():
             return theorem
-    theorem = THEOREMS["general_rate"]
+    return _rate_theorem("general_rate")
+
+
+def _rate_theorem(name: str) -> RateTheorem:
+    theorem = THEOREMS[name]
     assert isinstance(theorem, RateTheorem)
     return theorem
 

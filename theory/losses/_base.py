@@ -12,9 +12,9 @@ A loss, as a numbered contract for authors of new ones:
 6. Optional, for a `MarginLoss`: `closed_slope(ops, y)` = G = -l'(u) and `closed_log_slope(ops, y)` = ln |G|, checked
    against automatic differentiation; `minimiser`, `kinks` and `law` where they exist. Without closed slopes, automatic
    differentiation (and mpmath where float64 underflows) is used.
-7. Optional, for a `Loss`: `minimum(y)`, the log-probabilities at which it is least, if that is a point; `margin(sample)`
-   if it is a function of the margin for some samples (equal lengths, say); `coupled = True` if the loss of one sample
-   depends on the others of its batch: the last axis of the arrays in `y` is then that batch.
+7. Optional, for a `Loss`: `minimum(y)`, the log-probabilities at which it is least, if that is a point;
+   `margin(sample)` if it is a function of the margin for some samples (equal lengths, say); `coupled = True` if the
+   loss of one sample depends on the others of its batch: the last axis of the arrays in `y` is then that batch.
 """
 
 import dataclasses
@@ -191,7 +191,7 @@ class Loss:
         return None
 
     def minimum(self, y: Pair) -> tuple[Any, Any] | None:
-        """(ln pi(y+), ln pi(y-)) at which the loss is least, as if all reals could be had; None if there is no such point.
+        """(ln pi(y+), ln pi(y-)) at which the loss is least, as if all reals could be had; None if there is no point.
 
         `y` gives references and lengths.
         """
@@ -230,7 +230,7 @@ def _symbol(value: Any, name: str) -> Any:
 
 
 class TokenLoss(Loss):
-    """A loss of single tokens, or of more than two responses: `formula(ops, y)` takes a `Group` of numpy or torch arrays.
+    """A loss of single tokens, or of more than two responses: `formula(ops, y)` takes a `Group` of arrays or tensors.
 
     It has a value, gradients by automatic differentiation, and a LaTeX string (`tex`); no other backend.
     """

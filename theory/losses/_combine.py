@@ -13,7 +13,6 @@ from theory.model import Sample
 from theory.ops import Ops
 
 
-
 class Combined(Loss):
     """A loss made of others, its fields; it is what all of them are."""
 
@@ -42,7 +41,7 @@ NORMALISATIONS = ("sequence", "token", "batch_token")
 
 @dataclass(frozen=True)
 class SFT(Combined):
-    """`base` plus `lam` times the negative log-likelihood of y+: the paper's form (4), which covers CPO, RPO and BoNBoN.
+    """`base` plus `lam` times the negative log-likelihood of y+: the paper's form (4), as in CPO, RPO and BoNBoN.
 
     per : what the likelihood is counted by. Trainers differ, by factors of |y+|:
         "sequence": -lam ln pi(y+), a sum over tokens (Razin et al.; RPO of Liu et al.; BoNBoN);
@@ -110,7 +109,7 @@ class Weighted(Combined):
 
 @dataclass(frozen=True)
 class PerToken(Combined):
-    """`base` of length-normalised log-probabilities, ln pi(y)/|y|, references alike: r = |y-|/|y+| for a margin loss."""
+    """`base` of log-probabilities per token, ln pi(y)/|y|, references alike: r = |y-|/|y+| if it is a margin loss."""
 
     base: Loss
 

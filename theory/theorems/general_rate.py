@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from theory.losses import TokenLoss
 from theory.problem import Positions, Problem
-from theory.theorems._base import Array, RateTheorem, Sharpness, probe_of
+from theory.theorems._base import Array, Mask, RateTheorem, Sharpness, everywhere, probe_of
 
 
 class GeneralRate(RateTheorem):
@@ -20,6 +21,7 @@ class GeneralRate(RateTheorem):
     settings = ("sequence_data_set", "shared_prefix", "sft_data_set", "weighted_data_set", "data_set")
     knobs = ("unembedding, with y+", "unembedding, with y-", "hidden, with y+", "hidden, with y-")
     sharpness = (
+        Sharpness("a loss of whole responses", None, "a loss of single tokens has no d_w and d_l: claim token_rate"),
         Sharpness(
             "unconstrained features",
             None,
@@ -27,6 +29,9 @@ class GeneralRate(RateTheorem):
             "of its kernel (claim kernel_path)",
         ),
     )
+
+    def applies(self, problem: Problem) -> Mask:
+        return everywhere(problem, not isinstance(problem.loss, TokenLoss))
 
     def response(self, problem: Problem) -> Positions:
         return probe_of(problem)

@@ -25,7 +25,8 @@ class Proposition1(RateTheorem):
 
     def terms(self, problem: Problem, z: Positions) -> dict[str, Array]:
         loss, (w, l) = problem.loss, problem.pairs[0]
-        assert isinstance(loss, SFT) and isinstance(loss.base, MarginLoss)
+        assert isinstance(loss, SFT)
+        assert isinstance(loss.base, MarginLoss)
         G = MarginForm(loss.base, problem.reference_margin).slope(problem.margin)
         return {
             "own gradient": G * problem.inner(w, w),

@@ -28,7 +28,8 @@ class Proposition2(RateTheorem):
     def _slopes(self, problem: Problem) -> tuple[Array, Array]:
         """(-mu', -l'(u)): the slope at the weighted margin and at the plain one."""
         loss = problem.loss
-        assert isinstance(loss, Weighted) and isinstance(loss.base, MarginLoss)
+        assert isinstance(loss, Weighted)
+        assert isinstance(loss.base, MarginLoss)
         a, b = (problem.log_prob(y) for y in problem.pairs[0])
         seen = loss.pair(Pair(a, b, problem.references[:, 0, 0], problem.references[:, 0, 1]))
         mu = MarginForm(loss.base, np.asarray(seen.u_ref)).slope(seen.u)

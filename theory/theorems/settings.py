@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from numpy.random import Generator
 
-from theory.losses import LOSSES, SFT, Interval, Loss, MarginLoss, Weighted, get
+from theory.losses import LOSSES, SFT, Interval, Loss, MarginLoss, TokenLoss, Weighted, get
 from theory.model import Context, Response, Sample, contexts_of
 from theory.problem import Problem
 
@@ -181,6 +181,16 @@ def _weighted(rng: Generator, base: MarginLoss) -> Weighted:
     return Weighted(base, *map(float, rng.uniform(0.2, 2, size=2)))
 
 
+def token_data_set(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
+    """`sequence_data_set` with a loss of tokens, away from its reference model."""
+    new = sequence_data_set(rng, B)
+    examples = [e for c in LOSSES.values() if issubclass(c, TokenLoss) for e in c.examples()]
+    origin = new.W + 0.5 * rng.standard_normal(new.W.shape), new.H + 0.5 * rng.standard_normal(new.H.shape)
+    there = dataclasses.replace(new, W=origin[0], H=origin[1], origin=None)
+    references = np.stack([np.stack([there.log_prob(w), there.log_prob(l)], axis=1) for w, l in there.pairs], axis=1)
+    return dataclasses.replace(new, loss=examples[rng.integers(len(examples))], origin=origin, references=references)
+
+
 SETTINGS: dict[str, Callable[..., Problem]] = {
     "single_token": single_token,
     "past_the_minimiser": past_the_minimiser,
@@ -193,5 +203,6 @@ SETTINGS: dict[str, Callable[..., Problem]] = {
     "sft_regularised": _with_loss(sequences, _sft),
     "sft_data_set": _with_loss(sequence_data_set, _sft),
     "weighted": _with_loss(sequences, _weighted),
+    "token_data_set": token_data_set,
     "weighted_data_set": _with_loss(sequence_data_set, _weighted),
 }

@@ -118,9 +118,9 @@ def _tokens(response: Any, model: UnconstrainedFeatures) -> tuple[int, ...]:
 def _naming(problem: Problem, z: Positions, sample: int) -> RateTheorem:
     """The claim that names the terms of this rate."""
     probed = replace(problem, probe=(problem.samples[sample].prompt, z.tokens))
-    names = (
-        () if isinstance(problem.loss, TokenLoss) else _OF_PREFERRED if z == problem.pairs[sample][0] else _OF_OTHERS
-    )
+    if isinstance(problem.loss, TokenLoss):
+        return _rate_theorem("token_rate")
+    names = _OF_PREFERRED if z == problem.pairs[sample][0] else _OF_OTHERS
     for name in names:
         theorem = _rate_theorem(name)
         if theorem.applies(probed).all():

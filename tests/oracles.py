@@ -3,12 +3,15 @@
 Nothing here imports `theory`. A loss instance is only read for its parameters (beta, tau, ...).
 """
 
+import importlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mpmath
 import numpy as np
+import pytest
 from mpmath import mpf
 from scipy.integrate import solve_ivp
 
@@ -66,9 +69,27 @@ SLOPE: dict[str, Callable[[Any, float, float], float]] = {
 }
 
 
+for _file in sorted(Path(__file__).parent.glob("retyped_*.py")):  # further tables of the same two kinds, by source
+    _module = importlib.import_module(_file.stem)
+    PAPER |= _module.PAPER
+    SLOPE |= getattr(_module, "SLOPE", {})
+
+
+def _retyped(table: dict[str, Any], name: str) -> Any:
+    if name not in table:
+        pytest.skip(f"{name} is not retyped from its paper: add it to a table in tests/retyped_*.py")
+    return table[name]
+
+
+def value_of(loss: Any, y: Any) -> Any:
+    """The loss of a pair of mpmath numbers, as its paper prints it."""
+    return _retyped(PAPER, loss.name)(loss, y)
+
+
 def slope_of(loss: Any, u_ref: float) -> Callable[[float], float]:
     """G as a function of the margin, from the hand-derived table."""
-    return lambda u: SLOPE[loss.name](loss, float(u), u_ref)
+    slope = _retyped(SLOPE, loss.name)
+    return lambda u: slope(loss, float(u), u_ref)
 
 
 # ---- the softmax model

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from theory import UnconstrainedFeatures
-from theory.losses import LOSSES, MarginLoss
+from theory.losses import LOSSES, MarginLoss, TokenLoss
 
 # ---- losses: every example of every registered loss, so that a new file is tested without an edit here
 
 EXAMPLES = [example for cls in LOSSES.values() for example in cls.examples()]
+PAIRS = [loss for loss in EXAMPLES if not isinstance(loss, TokenLoss)]
 MARGIN: list[MarginLoss] = [loss for loss in EXAMPLES if isinstance(loss, MarginLoss)]
 SMOOTH = [loss for loss in MARGIN if loss.claims.differentiable]  # the slope never jumps
 ENDLESS = [loss for loss in MARGIN if not loss.zeros(0.0)]  # the slope never vanishes: the margin rises for ever

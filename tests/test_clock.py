@@ -134,7 +134,7 @@ def log_slope(loss: Any, u: np.ndarray, u_ref: float) -> np.ndarray:
         return math.log(beta) - z
     if loss.name == "gpo_savage":
         return math.log(2 * beta) - 2 * np.logaddexp(0, z) - np.logaddexp(0, -z)
-    return np.log([abs(oracles.SLOPE[loss.name](loss, float(x), u_ref)) for x in u.ravel()]).reshape(u.shape)
+    return np.log([abs(oracles.slope_of(loss, u_ref)(x)) for x in u.ravel()]).reshape(u.shape)
 
 
 def log_time_gauss(flow: ExactFlow, u: float) -> float:
@@ -297,7 +297,7 @@ def test_quadratic_losses_are_explicit_in_time(loss, regime):
     flow = ExactFlow(model, loss, eta_W, eta_h)
     a, h = model.W[0] - model.W[1], model.h
     least, u0 = loss.minimiser(0.1), float(a @ h)
-    c = oracles.SLOPE[loss.name](loss, least - 1.0, 0.1)
+    c = oracles.slope_of(loss, 0.1)(least - 1.0)
     times = np.array([0.0, 1e-3, 0.02, 0.1])
     K0, w = 2 * eta_W * h @ h + eta_h * a @ a, math.sqrt(2 * eta_W * eta_h)
     if w == 0:

@@ -96,7 +96,7 @@ def test_a_hinge_stops_exactly_at_its_kink_in_finite_time(name):
     assert flow.margin([stop_time * (1 + 1e-12), 1e9, np.inf]).tolist() == [kink] * 3  # exactly
     assert flow.displacement().end.log_time == pytest.approx(math.log(stop_time), rel=1e-13)
     # Time to the kink with a constant slope: independent quadrature of 1/K by integrating du/dt.
-    W, h, G = model.W, model.h, float(oracles.SLOPE[name](loss, kink - 1, model.samples[0].reference_margin))
+    W, h, G = model.W, model.h, oracles.slope_of(loss, model.samples[0].reference_margin)(kink - 1)
     a = W[0] - W[1]
 
     def velocity(u: float, x: np.ndarray) -> np.ndarray:  # (h, a, t) against u

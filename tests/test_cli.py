@@ -57,6 +57,10 @@ def test_losses_lists_the_registry(capsys):
     assert main(["losses"]) == 0
     table = capsys.readouterr().out
     assert all(f"\n{name}\n" in f"\n{table}" for name in LOSSES)
+    assert main(["losses", "--markdown"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(LOSSES)
+    assert {row.count("|") for row in rows} == {6}, "a bar inside a formula would end its cell"
 
 
 def test_predict_says_whether_the_pair_can_displace(matrix, capsys, tmp_path):

@@ -14,13 +14,14 @@ import mpmath
 import numpy as np
 import oracles
 import pytest
+import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import EXAMPLES, MARGIN, PAIRS, random_model
 
 import theory.losses
 from theory import ExactDescent, ExactFlow, UnconstrainedFeatures, check_loss
-from theory.losses import LOSSES, POSITIVE, Claims, Loss, MarginForm, MarginLoss, Pair, get, parameter
+from theory.losses import LOSSES, POSITIVE, Claims, Loss, MarginForm, MarginLoss, Pair, TokenLoss, get, parameter
 from theory.losses._base import slope_mpmath
 
 NEAR = [-9.0, -2.3, -1e-3, 0.0, 0.41, 1.9, 7.7]
@@ -328,11 +329,17 @@ SYMBOLS = {
 def test_latex_shows_the_formula(cls):
     loss = cls()
     text = loss.latex()
-    for symbol in SYMBOLS.get(cls.name, ["u"]):
+    for symbol in SYMBOLS.get(cls.name, []):
         assert symbol in text
-    assert loss._repr_latex_() == rf"$\ell = {text}$"
-    # No parameter is printed as its value, and printing does not disturb the instance.
+    if not issubclass(cls, TokenLoss):
+        assert re.search(r"\bu\b" if issubclass(cls, MarginLoss) else r"\b[ab]\b", text)
+    # Every parameter shows under its name, none as its value, and printing does not disturb the instance.
+    for f in dataclasses.fields(cls):
+        symbol = sympy.latex(sympy.Symbol(f.name.replace("lam", "lambda").replace("eps", "varepsilon")))
+        switch = not isinstance(f.default, float)
+        assert symbol in text or switch or issubclass(cls, TokenLoss), f.name
     assert "0.1" not in text
+    assert loss._repr_latex_() == rf"$\ell = {text}$"
     assert loss == cls()
 
 

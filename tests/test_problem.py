@@ -444,7 +444,7 @@ def test_combined_losses_are_frozen(loss):
 
 def test_combined_losses_have_latex():
     assert "SFT" in repr(SFT(DPO, 0.5))
-    sft = r"- a \lambda - \log{\left(\sigma\left(\beta \left(a - a_{ref} - b + b_{ref}\right)\right) \right)}"
+    sft = r"- a \lambda - \log{\left(\sigma\left(\beta \left(a - a_{\mathrm{ref}} - b + b_{\mathrm{ref}}\right)\right) \right)}"
     assert SFT(DPO, 0.5).latex() == sft
     assert r"\lambda_{w}" in Weighted(DPO, 0.5, 1.5).latex()
 

@@ -205,7 +205,8 @@ class Loss:
             y = Pair.of_margin(u, u_ref)._replace(b=sympy.Integer(0), b_ref=sympy.Integer(0))
         else:
             y = Pair(a, b, a_ref, b_ref, n_w, n_l)
-        return sympy.latex(symbolic.formula(SYMPY, y), symbol_names={u_ref: r"u_{\mathrm{ref}}"})
+        names = {x: rf"{x.name[0]}_{{\mathrm{{ref}}}}" for x in (a_ref, b_ref, u_ref)}
+        return sympy.latex(symbolic.formula(SYMPY, y), symbol_names={**names, n_w: "|y^+|", n_l: "|y^-|"})
 
     def _repr_latex_(self) -> str:
         return f"$\\ell = {self.latex()}$"
@@ -225,7 +226,7 @@ def _symbol(value: Any, name: str) -> Any:
     if isinstance(value, tuple):
         return tuple(_symbol(v, f"{name}_{i + 1}") for i, v in enumerate(value))
     if isinstance(value, float | int) and not isinstance(value, bool):
-        return sympy.Symbol(name.replace("lam", "lambda"))
+        return sympy.Symbol(name.replace("lam", "lambda").replace("eps", "varepsilon"))
     return value  # a switch, not a number
 
 

@@ -11,6 +11,7 @@ Conventions: :math:`\sigma(x) = 1/(1+e^{-x})`; ``log_sigmoid`` is :math:`\ln\sig
 ``sort`` and ``mean`` act along the last axis, the samples of a batch; a scalar is a batch of one.
 """
 
+from functools import cache
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -106,7 +107,7 @@ class TorchOps:
         return self._torch.exp(self._tensor(x))
 
     def expm1(self, x: Any) -> Any:
-        return self._torch.expm1(self._tensor(x))
+        return _torch_expm1().apply(self._tensor(x))
 
     def log(self, x: Any) -> Any:
         return self._torch.log(self._tensor(x))
@@ -154,6 +155,25 @@ class TorchOps:
     def mean(self, x: Any) -> Any:
         x = self._tensor(x)
         return x.mean(dim=-1, keepdim=True) if x.ndim else x
+
+
+@cache
+def _torch_expm1() -> Any:
+    """expm1 whose slope is e^x; torch's own is expm1(x) + 1, which is 0 below x = -37."""
+    import torch
+
+    class Expm1(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.save_for_backward(x)
+            return torch.expm1(x)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            (x,), (g,) = ctx.saved_tensors, grads
+            return torch.where(g == 0, torch.zeros_like(g), g * torch.exp(x))  # 0 times an overflow is 0
+
+    return Expm1
 
 
 class MpmathOps:

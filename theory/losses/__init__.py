@@ -11,14 +11,23 @@ from typing import Any
 
 from theory._check import POSITIVE, REAL, Interval, unknown
 from theory.losses._base import Claims, Group, Loss, MarginForm, MarginLoss, Pair, TokenLoss, Tokens, parameter
+from theory.losses._calibrated import Calibrated
 from theory.losses._combine import SFT, PerToken, Sum, Weighted
+from theory.losses._gate import Gated
+from theory.losses._links import FDivergence
+from theory.losses._tokenwise import LD, WPOWeighted
+from theory.losses._trl import from_trl
 
 __all__ = [
+    "LD",
     "LOSSES",
     "POSITIVE",
     "REAL",
     "SFT",
+    "Calibrated",
     "Claims",
+    "FDivergence",
+    "Gated",
     "Group",
     "Interval",
     "Loss",
@@ -29,7 +38,9 @@ __all__ = [
     "Sum",
     "TokenLoss",
     "Tokens",
+    "WPOWeighted",
     "Weighted",
+    "from_trl",
     "get",
     "parameter",
 ]

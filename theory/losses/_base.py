@@ -87,7 +87,9 @@ class Tokens(NamedTuple):
     log_sum_sq: Any  # (..., n) ln sum_v pi(v | x, y_<t)^2
     hidden: Any  # (..., n, d) hidden vectors of the reference model
 
-    def __len__(self) -> int:
+    @property
+    def n(self) -> int:
+        """|y|, the number of tokens."""
         return int(self.log_prob.shape[-1])
 
     @property
@@ -106,7 +108,7 @@ class Group(NamedTuple):
     def pair(self) -> Pair:
         """Log-probabilities of y+ and y-, summed over tokens."""
         w, l = self.responses[:2]
-        return Pair(w.log_prob.sum(-1), l.log_prob.sum(-1), w.ref.sum(-1), l.ref.sum(-1), len(w), len(l))
+        return Pair(w.log_prob.sum(-1), l.log_prob.sum(-1), w.ref.sum(-1), l.ref.sum(-1), w.n, l.n)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from sims import gradient_descent, gradient_flow
+from sims.descent import Optimizer
 from sims.objective import few_threads
-from theory import Problem, Sample, UnconstrainedFeatures, contexts_of
+from theory import ExactFlow, Problem, Sample, UnconstrainedFeatures, contexts_of, log_prob_rate
 from theory.groups import GWHES, WeightedGRPO, gwhes, likelihood_change, nthr, preference_weights
 from theory.losses import Group, Tokens
 from theory.losses.d2o import D2O
@@ -433,3 +435,53 @@ def test_the_anchors_mean_rises_iff_their_gradient_outweighs_that_of_the_negativ
             assert (rise > 0) == (condition > 0)
             seen.append(condition > 0)
     assert 10 < sum(seen) < len(seen) - 10
+
+
+# ---- end to end
+
+
+def weighted(model: UnconstrainedFeatures) -> Any:
+    return nthr(model).loss(SUMS, 0.3)
+
+
+@pytest.mark.parametrize("loss", [GRPO(beta=0.04), D2O(alpha=0.4, beta=0.7), weighted], ids=["grpo", "d2o", "nthr"])
+def test_training_by_steps_is_that_of_the_loss_written_out(loss):
+    model = nearly_correct()
+    loss = loss(model) if callable(loss) else loss
+    trained = gradient_descent(model, loss, Optimizer("sgd", 0.02), 10).at(-1)
+    expected = step(loss, model, 0.02, 10)
+    np.testing.assert_allclose(trained.W, expected.W, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(trained.H, expected.H, rtol=1e-12, atol=1e-13)
+    assert np.abs(trained.W - model.W).max() > 1e-3
+
+
+def test_a_flow_without_the_clip_starts_at_the_rates_that_the_scores_state():
+    model = nearly_correct()
+    loss, t = GRPO(eps=1e6, length_power=0.0), 1e-5
+    end = gradient_flow(model, loss, [0.0, t, 0.3], lr_hidden=0.0)
+    for i, score in zip((0, 2), gwhes(model).scores, strict=True):
+        y = model.samples[0].responses[i]
+        at = end.log_probs(y)
+        assert (at[1] - at[0]) / t == pytest.approx(-score / 3, rel=1e-3)
+        assert log_prob_rate(model, loss, y, lr_hidden=0.0).total == pytest.approx(-score / 3, rel=1e-12)
+        assert at[2] < at[0] - 0.1  # both fall
+
+
+def test_training_ends_with_every_ratio_at_its_clip():
+    """y+ is kept at 1 + eps times its start against the pull of y-, which sinks to 1 - eps; there the loss is least."""
+    model, eps = model_of(Sample("x", ((0,), (1,))), 3), 0.2
+    ends = [step(GRPO(eps=e), model, 0.002, 800) for e in (eps, 1e6)]
+    held, free = ([math.exp(m.log_prob(z) - model.log_prob(z)) for z in (0, 1)] for m in ends)
+    assert held == pytest.approx([1 + eps, 1 - eps], abs=0.01)
+    assert free[0] > 10
+    assert free[1] < 0.1
+    least = loss_value(GRPO(eps=eps), model, *(torch.tensor(x) for x in (ends[0].W, ends[0].H)))
+    assert float(least) == pytest.approx(-eps, rel=1e-12)
+
+
+def test_d2o_of_one_anchor_has_the_exact_flow_of_dpo():
+    model = model_of(Sample("x", ((0,), (1,))), 2)
+    loss, times = D2O(alpha=0.3, beta=0.3), [0.5, 4.0]
+    exact = ExactFlow(model, loss).log_probs(times)
+    np.testing.assert_allclose(exact, gradient_flow(model, loss, times).next_token_log_probs(), atol=1e-9)
+    assert np.abs(np.diff(exact, axis=0)).max() > 1e-2

@@ -83,6 +83,8 @@ CASES: dict[str, tuple[Any, Callable[..., Any]]] = {
     "grpo": (GRPO(), lambda r, w: grpo_paper(r, w, 0.2, 0.0, 1.0)),
     "grpo, KL": (GRPO(eps=0.35, beta=0.04), lambda r, w: grpo_paper(r, w, 0.35, 0.04, 1.0)),
     "grpo, sums": (GRPO(length_power=0.0), lambda r, w: grpo_paper(r, w, 0.2, 0.0, 0.0)),
+    "grpo, no clip": (GRPO(eps=1e6), lambda r, w: grpo_paper(r, w, 1e6, 0.0, 1.0)),
+    "grpo, eps = 1": (GRPO(eps=1.0), lambda r, w: grpo_paper(r, w, 1.0, 0.0, 1.0)),
     "grpo, between": (GRPO(eps=0.1, beta=2.0, length_power=0.5), lambda r, w: grpo_paper(r, w, 0.1, 2.0, 0.5)),
 }
 each_case = pytest.mark.parametrize("case", CASES)
@@ -389,7 +391,6 @@ def test_d2o_wants_an_anchor_and_a_negative():
     [
         (D2O, {"alpha": 0.0}),
         (D2O, {"beta": -1.0}),
-        (GRPO, {"eps": 1.0}),
         (GRPO, {"eps": 0.0}),
         (GRPO, {"beta": -0.1}),
         (GRPO, {"length_power": 1.5}),

@@ -184,7 +184,7 @@ class WeightedGRPO(TokenLoss):
         return self.base.claims
 
     def formula(self, ops: Ops, y: Group) -> Any:  # type: ignore[override]
-        lengths = [len(z) for z in y.responses]
+        lengths = [z.n for z in y.responses]
         if [len(row) for row in self.weights] != lengths:
             raise ValueError(f"weights must hold a number per token of each response {lengths}, got {self.weights}")
         return self.base.weighted(ops, y, self.weights)

@@ -35,10 +35,13 @@ class GRPO(TokenLoss):
     the estimator pi_ref/pi - ln(pi_ref/pi) - 1 per token (the paper: beta = 0.04; common trainers: 0).
     `length_power`: a response's sum is divided by |y|^length_power; 1 is the original, 0 leaves a plain sum (as in the
     paper of GWHES and, but for the scale of A, in Dr. GRPO). With length_power 1 the loss is 0 at the reference model
-    and at least -eps mean |A|, which it reaches once every ratio is past its bound.
+    and at least -eps mean |A|, which for eps <= 1 it reaches once every ratio is past its clip.
+
+    Where a clip holds a response against the pull of another, gradient flow slides along the kink and a general solver
+    sticks: train by steps, or without the clip, which eps = 1e6 is.
     """
 
-    eps: float = parameter(0.2, Interval(low=0.0, high=1.0, typical=(0.05, 0.5)))
+    eps: float = parameter(0.2, Interval(low=0.0, typical=(0.05, 0.5)))
     beta: float = parameter(0.0, _FROM_ZERO)
     length_power: float = parameter(1.0, _UNIT_CLOSED)
 
@@ -69,13 +72,14 @@ class GRPO(TokenLoss):
                 summed = self._gain(ops, A, z.log_ratio).sum(-1)
             if self.beta:
                 summed = summed - self.beta * (ops.expm1(-z.log_ratio) + z.log_ratio).sum(-1)
-            total = total - summed / len(z) ** self.length_power
+            total = total - summed / z.n**self.length_power
         return total / len(y.responses)
 
     def _gain(self, ops: Ops, A: float, log_ratio: Any) -> Any:
         """min(rho A, clip(rho) A), which is A times rho clipped on one side: clipped before exp can overflow."""
-        inside = (-math.inf, math.log1p(self.eps)) if A >= 0 else (math.log1p(-self.eps), math.inf)
-        return A * ops.exp(ops.clip(log_ratio, *inside))
+        least = math.log1p(-self.eps) if self.eps < 1 else -math.inf
+        low, high = (-math.inf, math.log1p(self.eps)) if A >= 0 else (least, math.inf)
+        return A * ops.exp(ops.clip(log_ratio, low, high))
 
     @classmethod
     def examples(cls) -> tuple["GRPO", ...]:

@@ -184,7 +184,7 @@ def test_times_equal_mpmath_quadrature(loss):
 
     def integrand(v: Any) -> Any:
         step = mpf(10) ** -10
-        value = lambda x: oracles.PAPER[loss.name](loss, Pair(x, mpf(0), mpf(0.2), mpf(0)))  # noqa: E731
+        value = lambda x: oracles.value_of(loss, Pair(x, mpf(0), mpf(0.2), mpf(0)))  # noqa: E731
         return 2 * step / ((value(v - step) - value(v + step)) * speed(v))
 
     with mpmath.workdps(30):

@@ -102,5 +102,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     if near:
         return f"unknown {kind} {name!r}; did you mean {', '.join(map(repr, near))}?"
-    shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
+    shown = ", ".join(names[:100]) + (", ..." if len(names) > 100 else "")
     return f"unknown {kind} {name!r}; known: {shown}"

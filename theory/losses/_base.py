@@ -163,7 +163,8 @@ class Loss:
 
     def value(self, y: Pair) -> Array:
         """Loss of one sample or of arrays of samples, float64 (numpy)."""
-        return np.asarray(self.formula(NUMPY, Pair(*(np.asarray(x, dtype=np.float64) for x in y))))
+        with np.errstate(over="ignore"):  # an infinite loss is inf, without a warning
+            return np.asarray(self.formula(NUMPY, Pair(*(np.asarray(x, dtype=np.float64) for x in y))))
 
     def torch_value(self, y: Pair) -> Any:
         """The same as a torch tensor, for automatic differentiation."""

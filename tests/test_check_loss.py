@@ -1,11 +1,33 @@
 """`check_loss` finds what is wrong with planted wrong losses, and says which claim, where and why."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import mpmath
+import numpy as np
 import pytest
 
+import sims
+from sims.cli import main
 from theory import check_loss
-from theory.losses import LOSSES, POSITIVE, Claims, MarginLoss, parameter
+from theory.check import place
+from theory.check._base import FrozenOps, differences, digits_incentives, gap, pair
+from theory.losses import (
+    LOSSES,
+    POSITIVE,
+    SFT,
+    Claims,
+    Loss,
+    MarginLoss,
+    PerToken,
+    Sum,
+    TokenLoss,
+    Weighted,
+    get,
+    parameter,
+)
+from theory.losses._base import MarginForm
 from theory.losses._laws import LogisticSlope
 from theory.losses.dpo import DPO
 
@@ -30,6 +52,13 @@ class NotDecreasing(Wrong):
 class NotConvex(Wrong):
     def formula(self, ops, y):
         return ops.sigmoid(-self.beta * y.m)
+
+
+@dataclass(frozen=True)
+class LosesDigits(NotConvex):
+    """Right, and its slope by automatic differentiation is s(1 - s), whose digits go where s nears 1."""
+
+    claims = Claims(convex=False)
 
 
 @dataclass(frozen=True)
@@ -170,15 +199,337 @@ class NotFrozen(MarginLoss):
         return -ops.log_sigmoid(0.5 * y.m)
 
 
+@dataclass(frozen=True)
+class AddsTheReference(Wrong):
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.beta * (y.u + y.u_ref))
+
+
+@dataclass(frozen=True)
+class BetaLeftOutOfTheReference(Wrong):
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.beta * y.u - y.u_ref)
+
+
+@dataclass(frozen=True)
+class Swapped(Wrong):
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(-self.beta * y.m)
+
+
+@dataclass(frozen=True)
+class LooksAtLengths(Wrong):
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.beta * y.m / y.n_w)
+
+
+@dataclass(frozen=True)
+class Counts(Wrong):
+    """Keeps count of its calls."""
+
+    calls = []  # noqa: RUF012
+
+    def formula(self, ops, y):
+        self.calls.append(0)
+        return -ops.log_sigmoid(self.beta * y.m) / len(self.calls)
+
+
+@dataclass(frozen=True)
+class SumsTheBatch(Wrong):
+    def formula(self, ops, y):
+        value = -ops.log_sigmoid(self.beta * y.m)
+        return value.sum() if hasattr(value, "sum") else value
+
+
+@dataclass(frozen=True)
+class CentresTheBatch(Wrong):
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.beta * (y.m - ops.mean(y.m) / 2))
+
+
+@dataclass(frozen=True)
+class NoExamples(Wrong):
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.beta * y.m)
+
+    @classmethod
+    def examples(cls):
+        return ()
+
+
+@dataclass(frozen=True)
+class LogSlopeOffByBeta(LogSlopeUnderflows):
+    def closed_log_slope(self, ops, y):
+        return ops.log_sigmoid(-self.beta * y.m)
+
+
+# ---- of the two log-probabilities
+
+
+@dataclass(frozen=True)
+class WrongPair(Loss):
+    """-ln s(z) with z = beta (da - db/2), with one thing wrong."""
+
+    beta: float = parameter(0.5, POSITIVE)
+    name = "wrong_pair"
+    reference = "planted"
+
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.z(y))
+
+    def z(self, y):
+        return self.beta * (y.da - y.db / 2)
+
+
+@dataclass(frozen=True)
+class PairSwapped(WrongPair):
+    def z(self, y):
+        return self.beta * (y.db / 2 - y.da)
+
+
+@dataclass(frozen=True)
+class PairPushesDownFarOut(WrongPair):
+    def formula(self, ops, y):
+        return (y.da - 2) ** 2 + ops.exp(y.db)
+
+    def minimum(self, y):
+        return None
+
+
+@dataclass(frozen=True)
+class PairConcave(WrongPair):
+    def formula(self, ops, y):
+        return ops.sigmoid(-self.z(y))
+
+
+@dataclass(frozen=True)
+class PairKink(WrongPair):
+    def formula(self, ops, y):
+        return ops.relu(-y.da) + ops.softplus(self.beta * y.db)
+
+
+@dataclass(frozen=True)
+class PairNegative(WrongPair):
+    def formula(self, ops, y):
+        return -y.a + y.b
+
+
+@dataclass(frozen=True)
+class PairOverflows(WrongPair):
+    def formula(self, ops, y):
+        # softplus, plus a zero that overflows.
+        z = self.z(y)
+        return ops.softplus(-z) + ops.detach(ops.log(1 + ops.exp(z)) - ops.softplus(z))
+
+
+@dataclass(frozen=True)
+class PairNaN(WrongPair):
+    def formula(self, ops, y):
+        return -ops.log(ops.exp(self.z(y)) / (1 + ops.exp(self.z(y))))
+
+
+@dataclass(frozen=True)
+class PairAddsReferences(WrongPair):
+    def z(self, y):
+        return self.beta * (y.a + y.a_ref - (y.b + y.b_ref) / 2)
+
+
+@dataclass(frozen=True)
+class PairSwapsReferences(WrongPair):
+    def z(self, y):
+        return self.beta * (y.a - y.b_ref - (y.b - y.a_ref) / 2)
+
+
+@dataclass(frozen=True)
+class PairForgetsReference(WrongPair):
+    def z(self, y):
+        return self.beta * (y.a - y.b / 2)
+
+
+@dataclass(frozen=True)
+class PairSaysReferenceFree(WrongPair):
+    claims = Claims(reference_free=True)
+
+
+@dataclass(frozen=True)
+class PairSwapsLengths(WrongPair):
+    def z(self, y):
+        return self.beta * (y.da / y.n_l - y.db / y.n_w)
+
+
+@dataclass(frozen=True)
+class PairDeniesTooMuch(WrongPair):
+    claims = Claims(decreasing=False)
+
+
+@dataclass(frozen=True)
+class Bowl(WrongPair):
+    """Least at da = -1, db = -2."""
+
+    claims = Claims(decreasing=False)
+
+    def formula(self, ops, y):
+        return (y.da + 1) ** 2 + (y.db + 2) ** 2
+
+    def minimum(self, y):
+        return y.a_ref - 1, y.b_ref - 2
+
+
+@dataclass(frozen=True)
+class BowlWrongMinimum(Bowl):
+    def minimum(self, y):
+        return y.a_ref - 1, y.b_ref + 2
+
+
+@dataclass(frozen=True)
+class BowlSaddle(Bowl):
+    """Stationary where it says, and not least."""
+
+    claims = Claims(decreasing=False, convex=False, nonnegative=False)
+
+    def formula(self, ops, y):
+        return (y.da + 1) ** 2 - (y.db + 2) ** 2
+
+
+@dataclass(frozen=True)
+class BowlHidesMinimum(Bowl):
+    def minimum(self, y):
+        return None
+
+
+@dataclass(frozen=True)
+class WrongMarginForm(WrongPair):
+    """Per token; its form forgets the length."""
+
+    def z(self, y):
+        return self.beta * (y.da / y.n_w - y.db / y.n_l)
+
+    def margin(self, sample):
+        same = len(sample.preferred) == len(sample.dispreferred)
+        return MarginForm(DPO(self.beta), sample.reference_margin) if same else None
+
+
+@dataclass(frozen=True)
+class PythonAbs(WrongPair):
+    """Digits see another formula than arrays."""
+
+    def formula(self, ops, y):
+        extra = 0.01 if isinstance(y.a, mpmath.mpf) else 0.0
+        return -ops.log_sigmoid(self.z(y)) + extra
+
+
+# ---- of a batch
+
+
+@dataclass(frozen=True)
+class WrongBatch(WrongPair):
+    coupled = True
+
+
+@dataclass(frozen=True)
+class BatchInOrder(WrongBatch):
+    def formula(self, ops, y):
+        weight = np.arange(1.0, np.shape(y.a)[-1] + 1) if np.ndim(y.a) else 1.0
+        return -ops.log_sigmoid(self.z(y)) * (weight if ops is not sim_torch(ops) else y.a.new_tensor(weight))
+
+
+def sim_torch(ops):
+    return ops if type(ops).__name__ == "TorchOps" else None
+
+
+@dataclass(frozen=True)
+class BatchesMix(WrongBatch):
+    """Averages over every axis, not the last alone."""
+
+    def formula(self, ops, y):
+        mean = y.da.mean() if hasattr(y.da, "mean") else y.da
+        return -ops.log_sigmoid(self.z(y) - mean / 4)
+
+
+@dataclass(frozen=True)
+class BatchOfStrangers(WrongBatch):
+    """Coupled in name only."""
+
+
+@dataclass(frozen=True)
+class BatchGradientLost(WrongBatch):
+    """torch's gradient stops where numpy's value does not."""
+
+    def formula(self, ops, y):
+        m = ops.mean(y.da)
+        return -ops.log_sigmoid(self.z(y) - (m.detach() if hasattr(m, "detach") else m) / 4)
+
+
+# ---- of tokens
+
+
+@dataclass(frozen=True)
+class WrongTokens(TokenLoss):
+    beta: float = parameter(0.5, POSITIVE)
+    name = "wrong_tokens"
+    reference = "planted"
+    tex = "t"
+
+    def z(self, y):
+        w, l = y.responses[:2]
+        return self.beta * ((w.log_prob - w.ref).sum(-1) - (l.log_prob - l.ref).sum(-1))
+
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.z(y))
+
+
+@dataclass(frozen=True)
+class TokensSwapped(WrongTokens):
+    def z(self, y):
+        return -WrongTokens.z(self, y)
+
+
+@dataclass(frozen=True)
+class TokensOverflow(WrongTokens):
+    def formula(self, ops, y):
+        return -ops.log(ops.exp(self.z(y)) / (1 + ops.exp(self.z(y))))
+
+
+@dataclass(frozen=True)
+class TokensOfOneSample(WrongTokens):
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.z(y).sum())
+
+
+@dataclass(frozen=True)
+class TokensGradientLost(WrongTokens):
+    def formula(self, ops, y):
+        z = self.z(y)
+        return -ops.log_sigmoid(z) - 0.3 * (z.detach() if hasattr(z, "detach") else z)
+
+
+@dataclass(frozen=True)
+class TokensWithoutReference(WrongTokens):
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.beta * (y.responses[0].log_prob.sum(-1) - y.responses[1].log_prob.sum(-1)))
+
+
+@dataclass(frozen=True)
+class TokensConcave(WrongTokens):
+    def formula(self, ops, y):
+        return ops.sigmoid(-self.z(y)) - 0.2
+
+
+@dataclass(frozen=True)
+class TokensUnprinted(WrongTokens):
+    tex = ""
+
+
 PLANTED = {
     NotDecreasing: ("decreasing", "the slope points up"),
     NotConvex: ("convex", "the loss is concave"),
+    LosesDigits: ("ln|G| far out agrees with many digits", "define closed_slope"),
     ForgetsTheReference: ("reference_free", "the loss ignores the reference, but the claim is False"),
     Overflows: ("no NaN up to margins of 1e4", "use log_sigmoid, softplus or expm1"),
     HasAKink: ("differentiable", "claimed differentiable; largest jump of the slope 0.5"),
-    SlopeTwiceTooLarge: ("slopes: closed form, autodiff, 40 digits", "slope at u ="),
-    SlopeOfWrongSign: ("slopes: closed form, autodiff, 40 digits", "slope at u ="),
-    ReferenceSignFlipped: ("slopes: closed form, autodiff, 40 digits", "u_ref = 0.37"),
+    SlopeTwiceTooLarge: ("slopes: closed form, autodiff, 40 digits", "closed_slope is 2 times the derivative"),
+    SlopeOfWrongSign: ("slopes: closed form, autodiff, 40 digits", "closed_slope has the wrong sign"),
+    ReferenceSignFlipped: ("slopes: closed form, autodiff, 40 digits", "right at u_ref = 0, wrong at u_ref = 0.37"),
     WrongMinimiser: ("the slope is 0 at the declared", "G ="),
     HiddenMinimiser: ("zeros of the slope are declared", "declare it in minimiser() or zeros()"),
     WrongLaw: ("slope follows LogisticSlope", "worst"),
@@ -191,7 +542,53 @@ PLANTED = {
     NoName: ("name", "set the class attribute `name`"),
     ParameterWithoutDomain: ("parameters have domains", "no domain: weight"),
     NotFrozen: ("frozen dataclass", "decorate the class with @dataclass(frozen=True)"),
+    AddsTheReference: ("the reference is subtracted", "depends on u_ref with the wrong sign"),
+    BetaLeftOutOfTheReference: ("the reference is subtracted", "beta multiplies u and not u_ref"),
+    Swapped: ("decreasing", "y+ and y- swapped?"),
+    LooksAtLengths: ("depends on the margin alone", "other lengths (7 and 2 tokens)"),
+    Counts: ("no memory", "the formula keeps state"),
+    SumsTheBatch: ("an array of samples", "the formula sums or averages"),
+    CentresTheBatch: ("an array of samples", "set coupled = True"),
+    NoExamples: ("examples", "must return instances"),
+    LogSlopeOffByBeta: ("closed_log_slope is ln|closed_slope|", "off by ln 2 everywhere"),
+    PairSwapped: ("decreasing", "y+ and y- swapped?"),
+    PairPushesDownFarOut: ("decreasing", "the loss pushes y+ down (d_w = "),
+    PairConcave: ("convex", "the loss is concave at a = "),
+    PairKink: ("differentiable", "d_w jumps by 1 at a = -3.1"),
+    PairNegative: ("nonnegative", "< 0 at a = "),
+    PairOverflows: ("values and incentives far out", "use log_sigmoid, softplus or expm1"),
+    PairNaN: ("no NaN up to margins of 1e4", "use log_sigmoid, softplus or expm1"),
+    PairAddsReferences: ("the references are subtracted", "both references are added, not subtracted"),
+    PairSwapsReferences: ("the references are subtracted", "the references of y+ and y- are swapped"),
+    PairForgetsReference: ("reference_free", "the loss ignores the reference, but the claim is False"),
+    PairSaysReferenceFree: ("reference_free", "the loss depends on the reference, at a = "),
+    PairSwapsLengths: ("lengths", "ln pi(y+) is divided by |y-|"),
+    PairDeniesTooMuch: ("decreasing", "set decreasing=True"),
+    BowlWrongMinimum: ("least at (-4.1, -2.7)", "not stationary there: d_w = "),
+    BowlSaddle: ("least at (-4.1, -6.7)", "the loss is smaller"),
+    BowlHidesMinimum: ("no undeclared minimum", "least at a = -32, b = -26 "),
+    WrongMarginForm: ("margin(sample) is the loss", "the form's slope"),
+    PythonAbs: ("numpy, torch and 50 digits agree", "numpy at a = "),
+    BatchInOrder: ("a batch has no order", "another order changes the mean"),
+    BatchesMix: ("batches stay apart", "average along the last axis alone"),
+    BatchOfStrangers: ("coupled", "drop `coupled`"),
+    BatchGradientLost: ("gradient of the batch", "d/da of sample"),
+    TokensSwapped: ("decreasing", "the loss pushes a token of y+ down at group"),
+    TokensOverflow: ("no NaN up to margins of 1e4", "NaN at u = "),
+    TokensOfOneSample: ("an array of samples", "sum over tokens (-1) only"),
+    TokensGradientLost: ("gradients: autodiff, differences", "entry"),
+    TokensWithoutReference: ("reference_free", "the loss ignores the reference, but the claim is False"),
+    TokensConcave: ("convex", "the loss is concave at group"),
+    TokensUnprinted: ("LaTeX", "set the class attribute `tex`"),
 }
+
+# What is wrong with one thing only must fail in one thing only: no second diagnosis misleads.
+ONE_FAULT = [
+    AddsTheReference, BetaLeftOutOfTheReference, NoExamples, PairConcave, PairKink, PairForgetsReference,
+    PairAddsReferences, PairSwapsReferences, PairSaysReferenceFree, PairSwapsLengths, PairDeniesTooMuch, BowlHidesMinimum,
+    WrongMarginForm, BatchInOrder, BatchOfStrangers, TokensSwapped, TokensOfOneSample,
+    TokensWithoutReference, TokensUnprinted,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("planted", "expected"), PLANTED.items(), ids=lambda x: getattr(x, "__name__", ""))
@@ -215,13 +612,171 @@ def test_a_right_loss_passes_and_the_report_reads_well():
     assert "<table>" in report._repr_html_()
 
 
-def test_every_registered_example_passes():
-    for cls in LOSSES.values():
-        for loss in cls.examples():
-            check_loss(loss).raise_if_failed()
+@pytest.mark.parametrize("planted", ONE_FAULT, ids=lambda c: c.__name__)
+def test_one_fault_has_one_diagnosis(planted):
+    failures = check_loss(planted()).failures
+    assert {c.name.split(" (")[0] for c in failures} == {failures[0].name.split(" (")[0]}, failures
+
+
+@pytest.mark.parametrize("right", [WrongPair(), Bowl(), WrongTokens(), replace(WrongPair(), beta=2.0)], ids=repr)
+def test_what_the_faults_are_planted_in_passes(right):
+    check_loss(right).raise_if_failed()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        SFT(get("dpo"), 0.3),
+        SFT(get("ipo"), 0.3, per="token"),
+        SFT(get("dpo"), 0.3, per="batch_token"),
+        PerToken(get("ipo")),
+        Weighted(get("gpo_hinge"), 1.0, 2.0),
+        Weighted(get("dpo"), 0.4, 0.4),
+        Sum((get("slic"), get("dpo")), (1.0, 0.3)),
+    ],
+    ids=repr,
+)
+def test_combinators_pass(loss):
+    report = check_loss(loss)
+    assert report.ok, str(report)
+    assert len(report.checks) > 15
+
+
+@pytest.mark.parametrize("cls", LOSSES.values(), ids=LOSSES)
+def test_every_registered_example_passes(cls):
+    for loss in cls.examples():
+        check_loss(loss).raise_if_failed()
 
 
 @pytest.mark.parametrize("thing", [DPO, "dpo", None])
 def test_only_instances_are_checked(thing):
     with pytest.raises(ValueError, match="loss must be"):
         check_loss(thing)
+
+
+# ---- the tools themselves
+
+
+def test_digits_differentiate_in_both_log_probabilities():
+    y = pair(0.41, 0.37)
+    d_w, d_l = digits_incentives(Bowl(), y)
+    assert float(d_w) == pytest.approx(-2 * (y.da + 1), rel=1e-15)
+    assert float(d_l) == pytest.approx(2 * (y.db + 2), rel=1e-15)
+
+
+def test_differences_hold_what_is_detached():
+    x = np.array([0.3, -1.2])
+    seen = differences(lambda ops, v: v**3 * ops.detach(v), x)
+    np.testing.assert_allclose(seen, 3 * x**3, rtol=1e-8)  # not 4 x^3
+    assert FrozenOps().exp(0.0) == 1.0
+
+
+def test_a_wrong_infinity_is_an_infinite_gap():
+    assert gap(np.inf, mpmath.mpf(10) ** 400, 1.0) == 0
+    assert gap(np.inf, 3, 1.0) == gap(np.nan, 3, 1.0) == gap(3.0, mpmath.inf, 1.0) == np.inf
+    assert gap(3.0, mpmath.mpf(4), 0.0) == 0.25
+
+
+def test_points_are_log_probabilities():
+    for u in (-9.0, 0.0, 4.0):
+        y = pair(u, 0.37)
+        assert max(y[:4]) < 0
+        assert y.u == pytest.approx(u)
+        assert y.u_ref == pytest.approx(0.37)
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "low", "high"),
+    [
+        (get("dpo"), "margin", 1.0, 1.0),
+        (get("slic"), "margin", 1.0, 1.0),
+        (Weighted(get("dpo"), 3.0, 2.0), "constant ratio", 1.5, 1.5),
+        (PerToken(get("dpo")), "constant ratio", 2 / 7, 5 / 3),
+        (SFT(get("ipo"), 0.3), "two-likelihood", None, None),
+        (WrongTokens(), "token", None, None),
+    ],
+    ids=lambda x: getattr(x, "name", None),
+)
+def test_place_is_the_class_of_the_incentive_ratio(loss, kind, low, high):
+    seen = place(loss)
+    assert seen.kind == kind
+    assert seen.to_dict()["kind"] == kind
+    if low is not None:
+        assert (seen.low, seen.high) == (pytest.approx(low), pytest.approx(high))
+        assert "r = d_w/d_l in [" in str(seen)
+    if kind == "token":
+        assert seen.low is None
+        assert str(seen).startswith("token: ")
+
+
+# ---- the command
+
+
+TEMPLATE = Path(sims.__file__).parent / "templates" / "my_loss.py"
+
+
+def test_the_template_passes_and_is_placed(capsys):
+    assert main(["check-loss", str(TEMPLATE)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("all of ") == 2
+    assert text.count("place: margin, r = d_w/d_l in [1, 1]") == 2
+    assert main(["check-loss", "--template"]) == 0
+    assert capsys.readouterr().out == TEMPLATE.read_text(encoding="utf-8")
+
+
+def test_a_wrong_loss_exits_with_1_and_says_why(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    text = TEMPLATE.read_text(encoding="utf-8").replace("-self.beta * y.m", "self.beta * y.m")
+    file.write_text(text + "\n\nclass Other(MyLoss):\n    name = 'other'\n")
+    assert main(["check-loss", str(file), "--class", "my_loss", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["loss"] for row in rows] == ["MyLoss(beta=0.1)", "MyLoss(beta=0.7)"]
+    assert all(not row["ok"] and row["place"] is None for row in rows)
+    assert any("y+ and y- swapped?" in c["detail"] for c in rows[0]["checks"] if not c["ok"])
+    assert main(["check-loss", str(file)]) == 1
+    text = capsys.readouterr().out
+    assert "FAIL frozen dataclass" in text  # Other is not decorated
+    assert "place:" not in text
+
+
+def test_examples_that_fail_are_a_failed_check(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    text = TEMPLATE.read_text(encoding="utf-8")
+    file.write_text(text.replace("return (cls(), cls(beta=0.7))", "return (cls(beta=-1),)"))
+    assert main(["check-loss", str(file)]) == 1
+    assert "examples() raised ValueError: MyLoss.beta must be in (0, inf]" in capsys.readouterr().out.replace(
+        "inf)", "inf]"
+    )
+    file.write_text(text.replace("return (cls(), cls(beta=0.7))", "return ()"))
+    assert main(["check-loss", str(file)]) == 1
+    assert "examples() returned nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("x = 1\nclass A:\n", "line 2: expected an indented block"),
+        ("x = 1\n\ny = x / 0\n", "line 3: ZeroDivisionError"),
+        ("import no_such_module\n", "line 1: ModuleNotFoundError"),
+        ("from theory.losses import MarginLoss\n", "defines no loss"),
+        ("from theory.losses import Loss\nclass _Mine(Loss): ...\n", "defines no loss"),
+        (TEMPLATE.read_text(encoding="utf-8"), "unknown loss 'MyLos'; did you mean 'MyLoss'?"),
+    ],
+)
+def test_a_file_without_the_loss_exits_with_2(source, words, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    assert main(["check-loss", str(file), "--class", "MyLos"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_usage_of_the_command(tmp_path, capsys):
+    assert main(["check-loss"]) == 2
+    assert "file must be given" in capsys.readouterr().err
+    assert main(["check-loss", str(tmp_path / "none.py")]) == 2
+    assert "no such file" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("x")
+    assert main(["check-loss", str(tmp_path / "notes.txt")]) == 2
+    assert "must be a Python file" in capsys.readouterr().err

@@ -4,9 +4,10 @@ import numpy as np
 
 from theory.check import _contract, _coupled, _margin, _pair, _token, _values
 from theory.check._base import Battery, Check, LossReport, one_thread
+from theory.check._place import Place, place
 from theory.losses import Loss, MarginLoss, TokenLoss
 
-__all__ = ["Check", "LossReport", "check_loss"]
+__all__ = ["Check", "LossReport", "Place", "check_loss", "place"]
 
 
 def check_loss(loss: Loss) -> LossReport:

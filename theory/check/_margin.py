@@ -55,7 +55,10 @@ def slopes(loss: MarginLoss) -> Iterator[Check]:
             gap = 0.0 if seen == target else abs(seen - target) / (1 + abs(target)) if np.isfinite(target) else np.inf
             if not gap <= worst:
                 worst, place = gap, f"u = {u:g}, u_ref = {form.u_ref:g}: {seen:g}, by many digits {target:g}"
-    yield Check("ln|G| far out agrees with many digits", worst < 1e-9, f"worst {worst:.1e} ({place or 'everywhere'})")
+    good = worst < 1e-9
+    advice = "closed_log_slope" if loss.closed_slope is not None else "closed_slope"
+    cause = "" if good else f"; float64 loses the slope there: define {advice} in a form that keeps it"
+    yield Check("ln|G| far out agrees with many digits", good, f"worst {worst:.1e} ({place or 'everywhere'}){cause}")
 
 
 def _margin_alone(loss: MarginLoss) -> Check:

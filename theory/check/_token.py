@@ -29,11 +29,6 @@ def group(seed: int, scale: float = 1.0, lead: tuple[int, ...] = ()) -> Group:
     return Group(tuple(response(rng, n, scale, lead) for n in _LENGTHS), (1.0, 0.0, 0.7))
 
 
-def _changed(y: Tokens, **new: Any) -> Tokens:
-    # `_replace` asks for the length, which is the number of tokens.
-    return Tokens(**{**y._asdict(), **new})
-
-
 def _arrays(y: Group) -> np.ndarray:
     """Everything that is differentiated, in one vector."""
     return np.concatenate([getattr(r, f).ravel() for r in y.responses for f in _DIFFERENTIATED])
@@ -49,7 +44,7 @@ def _with_arrays(y: Group, x: Any) -> Group:
             n = int(np.prod(shape))
             new[f] = x[i : i + n].reshape(shape)
             i += n
-        out.append(_changed(r, **new))
+        out.append(r._replace(**new))
     return y._replace(responses=tuple(out))
 
 
@@ -78,7 +73,7 @@ def tokens(loss: TokenLoss) -> Iterator[Check]:
     for k, y in enumerate(groups):
         value, gradient = _autodiff(loss, y)
         off = max(off, abs(value - float(loss.value(y))) / (1 + abs(value)))
-        exact = differences(lambda ops, x, y=y: loss.formula(ops, _with_arrays(y, x)), _arrays(y))
+        exact = differences(lambda ops, x, y=y: loss.formula(ops, _with_arrays(y, x)), _arrays(y))  # type: ignore[arg-type]
         gap = np.abs(gradient - exact) / (np.abs(exact) + 1e-3)
         if gap.max() > worst:
             worst, place = float(gap.max()), f" (group {k}, entry {int(gap.argmax())})"
@@ -115,7 +110,7 @@ def claims(loss: TokenLoss) -> Iterator[Check]:
             if (sign * r.log_prob > size).any():
                 found["decreasing"] = found["decreasing"] or f"the loss pushes {words} at {tag}"
         found["convex"] = found["convex"] or _concave(loss, y, rng, tag)
-        shifted = y._replace(responses=tuple(_changed(r, ref=r.ref - 0.3) for r in y.responses[:1]) + y.responses[1:])
+        shifted = y._replace(responses=tuple(r._replace(ref=r.ref - 0.3) for r in y.responses[:1]) + y.responses[1:])
         if not np.allclose(_autodiff(loss, shifted)[1], gradient, rtol=1e-9, atol=1e-13):
             moved = moved or tag
     for claim, seen in found.items():
@@ -132,7 +127,7 @@ def _concave(loss: TokenLoss, y: Group, rng: np.random.Generator, tag: str) -> s
     step = [rng.normal(size=r.log_prob.shape) for r in y.responses]
 
     def at(s: float) -> float:
-        moved = (_changed(r, log_prob=r.log_prob + s * d) for r, d in zip(y.responses, step, strict=True))
+        moved = (r._replace(log_prob=r.log_prob + s * d) for r, d in zip(y.responses, step, strict=True))
         return float(loss.value(y._replace(responses=tuple(moved))))
 
     lo, mid, hi = at(-1.0), at(0.0), at(1.0)

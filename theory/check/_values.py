@@ -60,7 +60,11 @@ def _elementwise(loss: Loss, points: list[Pair]) -> Check:
     if not off.any():
         return Check(name, True)
     cause = f"at {where(points[int(off.argmax())])} the value is {seen[off.argmax()]:g} in an array and "
-    cause += f"{alone[off.argmax()]:g} alone: samples see each other; set coupled = True, or use no sum or mean"
+    cause += f"{alone[off.argmax()]:g} alone: "
+    if loss.coupled:
+        cause += "batches see each other; sort and average along the last axis alone"
+    else:
+        cause += "samples see each other; set coupled = True, or use no sum or mean"
     return Check(name, False, cause)
 
 

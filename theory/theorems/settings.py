@@ -10,18 +10,37 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from numpy.random import Generator
 
-from theory.losses import LOSSES, SFT, Interval, Loss, MarginLoss, TokenLoss, Weighted, get
+from theory.losses import LOSSES, SFT, Calibrated, Interval, Loss, MarginLoss, PerToken, TokenLoss, Weighted, get
 from theory.model import Context, Response, Sample, contexts_of
 from theory.problem import Problem
 
 
 def random_loss(rng: Generator, losses: Sequence[type[Loss]] | None = None) -> MarginLoss:
     """A margin loss of the registry (or of the given classes) with random parameters in their typical ranges."""
-    classes = [c for c in (losses or LOSSES.values()) if issubclass(c, MarginLoss)]
-    cls = classes[rng.integers(len(classes))]
+    drawn = _random(rng, [c for c in (losses or LOSSES.values()) if issubclass(c, MarginLoss)])
+    assert isinstance(drawn, MarginLoss)
+    return drawn
+
+
+def random_pair_loss(rng: Generator, losses: Sequence[type[Loss]] | None = None) -> Loss:
+    """Any loss of two log-probabilities in the registry, drawn likewise; one in three changed by a combinator."""
+    loss = _random(rng, [c for c in (losses or LOSSES.values()) if not issubclass(c, TokenLoss)])
+    wraps: list[Callable[[], Loss]] = [
+        lambda: _sft(rng, loss),
+        lambda: _weighted(rng, loss),
+        lambda: PerToken(loss),
+        lambda: Calibrated(loss),
+    ]
+    return wraps[int(rng.integers(len(wraps)))]() if rng.random() < 1 / 3 else loss
+
+
+def _random(rng: Generator, classes: Sequence[type[Loss]]) -> Loss:
+    cls = classes[int(rng.integers(len(classes)))]
     values = {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        domain: Interval = f.metadata["domain"]
+        domain: Interval | None = f.metadata.get("domain")
+        if domain is None:  # a switch, left as it is
+            continue
         value = rng.uniform(*domain.typical)
         values[f.name] = value if value in domain else f.default
     return cls(**values)
@@ -137,6 +156,16 @@ def shared_prefix(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = 
     return problem(rng, B, [Sample("x", (w, l))], V, random_loss(rng, losses), ("x", z))
 
 
+def one_edit(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
+    """One prompt; y+ and y- are equal but for one token, with at least one token after it; the probe leaves y- late."""
+    V = int(rng.integers(3, 6))
+    prefix, suffix = _tokens(rng, V, int(rng.integers(0, 2))), _tokens(rng, V, int(rng.integers(1, 4)))
+    w, l = (int(t) for t in rng.permutation(V)[:2])
+    y = [(*prefix, t, *suffix) for t in (w, l)]
+    z = (*y[1][:-1], _another(rng, V, {suffix[-1]}))
+    return problem(rng, B, [Sample("x", (y[0], y[1]))], V, random_loss(rng, losses), ("x", z))
+
+
 def data_set(rng: Generator, B: int, losses: Sequence[type[Loss]] | None = None) -> Problem:
     """Two to four prompts, once each, with one-token responses that may contradict each other; a probe token."""
     V, prompts = int(rng.integers(3, 6)), int(rng.integers(2, 5))
@@ -171,12 +200,12 @@ def _with_loss(draw: Callable[..., Problem], wrap: Callable[[Generator, MarginLo
     return drawn
 
 
-def _sft(rng: Generator, base: MarginLoss) -> SFT:
+def _sft(rng: Generator, base: Loss) -> SFT:
     """an SFT term added to the loss."""
     return SFT(base, float(rng.uniform(0.1, 2)))
 
 
-def _weighted(rng: Generator, base: MarginLoss) -> Weighted:
+def _weighted(rng: Generator, base: Loss) -> Weighted:
     """the loss taken of weighted log-probabilities."""
     return Weighted(base, *map(float, rng.uniform(0.2, 2, size=2)))
 
@@ -198,6 +227,7 @@ SETTINGS: dict[str, Callable[..., Problem]] = {
     "fixed_unembeddings": fixed_unembeddings,
     "sequences": sequences,
     "shared_prefix": shared_prefix,
+    "one_edit": one_edit,
     "data_set": data_set,
     "sequence_data_set": sequence_data_set,
     "sft_regularised": _with_loss(sequences, _sft),

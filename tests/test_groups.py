@@ -322,6 +322,12 @@ def test_errors(score):
 def test_change_wants_the_same_responses():
     with pytest.raises(ValueError, match="after must hold the same responses as before in sample 0"):
         likelihood_change(model_of(APART, 0), model_of(SHARED, 0))
+    one, apart = model_of(APART, 0), Sample("y", APART.responses, rewards=APART.rewards)
+    hidden = np.concatenate([one.H, one.H])
+    both = UnconstrainedFeatures(one.W, hidden, (APART, apart), contexts_of([APART, apart]))
+    assert likelihood_change(both, both, 1).changes == (0.0, 0.0)
+    with pytest.raises(ValueError, match="after must hold the same responses as before in sample 1, got None"):
+        likelihood_change(both, one, 1)
     with pytest.raises(ValueError, match="eps must be in"):
         likelihood_change(model_of(APART, 0), model_of(APART, 0), eps=-1.0)
 

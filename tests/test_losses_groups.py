@@ -245,6 +245,7 @@ def test_equal_rewards_teach_nothing(reward, G):
     assert advantages(rewards) == (0.0,) * G
     assert float(GRPO().value(group(ratios, rewards))) == 0.0
     assert not np.any(gradients(GRPO(), ratios, rewards))
+    assert float(GRPO().value(group([r * 1e4 for r in ratios], rewards))) == 0.0
     only_kl = gradients(GRPO(beta=0.5), ratios, rewards)
     np.testing.assert_allclose(only_kl, 0.5 * (1 - np.exp(-np.array(ratios))) / (2 * G), rtol=1e-12)
 

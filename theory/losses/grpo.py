@@ -35,7 +35,7 @@ class GRPO(TokenLoss):
     the estimator pi_ref/pi - ln(pi_ref/pi) - 1 per token (the paper: beta = 0.04; common trainers: 0).
     `length_power`: a response's sum is divided by |y|^length_power; 1 is the original, 0 leaves a plain sum (as in the
     paper of GWHES and, but for the scale of A, in Dr. GRPO). With length_power 1 the loss is 0 at the reference model
-    and at least -eps mean |A|, which for eps <= 1 it reaches once every ratio is past its clip.
+    and at least -eps mean |A|, which without KL and for eps <= 1 it reaches once all ratios are past their clip.
 
     Where a clip holds a response against the pull of another, gradient flow slides along the kink and a general solver
     sticks: train by steps, or without the clip, which eps = 1e6 is.
@@ -83,4 +83,4 @@ class GRPO(TokenLoss):
 
     @classmethod
     def examples(cls) -> tuple["GRPO", ...]:
-        return (cls(), cls(eps=0.35, beta=0.04), cls(length_power=0.0))
+        return (cls(), cls(eps=0.35, beta=0.04, length_power=0.5), cls(length_power=0.0))

@@ -83,4 +83,4 @@ class GRPO(TokenLoss):
 
     @classmethod
     def examples(cls) -> tuple["GRPO", ...]:
-        return (cls(), cls(eps=0.35, beta=0.04, length_power=0.5), cls(length_power=0.0))
+        return (cls(), cls(eps=0.35, beta=0.04, length_power=0.7), cls(length_power=0.0))

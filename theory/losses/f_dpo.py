@@ -102,7 +102,7 @@ class ChiPO(_FDPO):
 
     @classmethod
     def examples(cls) -> tuple["ChiPO", ...]:
-        return (cls(), cls(beta=0.7, r_max=2.3))
+        return (cls(), cls(beta=0.3, r_max=2.3))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from theory.losses import (
     parameter,
 )
 from theory.losses._base import MarginForm
+from theory.losses._calibrated import Calibrated
 from theory.losses._laws import LogisticSlope
 from theory.losses.dpo import DPO
 
@@ -633,6 +634,7 @@ def test_what_the_faults_are_planted_in_passes(right):
         Weighted(get("gpo_hinge"), 1.0, 2.0),
         Weighted(get("dpo"), 0.4, 0.4),
         Sum((get("slic"), get("dpo")), (1.0, 0.3)),
+        Calibrated(SFT(get("dpo"), 0.3)),
     ],
     ids=repr,
 )

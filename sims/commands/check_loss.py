@@ -13,8 +13,8 @@ def add(commands: Any) -> None:
         commands,
         "check-loss",
         run,
-        "Check the losses in a Python file: every claim, values and slopes on all backends, the extremes; and say which\n"
-        "kind of loss each is. The file is run. Exit code 1 if a check fails, 2 if there is no loss to check.",
+        "Check the losses in a Python file: every claim, values and slopes on all backends, the extremes; and say\n"
+        "which kind of loss each is. The file is run. Exit code 1 if a check fails, 2 if there is no loss to check.",
         "displacement check-loss --template > my_loss.py && displacement check-loss my_loss.py",
     )
     c.add_argument("file", nargs="?", help="Python file that defines losses")

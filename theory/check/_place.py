@@ -1,0 +1,56 @@
+"""Where a loss stands among all losses: the sign of d ln pi(y+)/dt depends on it through r = d_w/d_l alone."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from theory.check._base import one_thread
+from theory.check._pair import SETTINGS, incentives, lattice
+from theory.losses import Loss, TokenLoss
+
+
+@dataclass(frozen=True)
+class Place:
+    """The class of a loss by its incentive ratio r = d_w/d_l, and what follows from it.
+
+    kind : "margin" (r = 1), "constant ratio" (for given lengths), "two-likelihood" or "token".
+    low, high : the range of r over log-probabilities <= 0; None for losses of tokens.
+    """
+
+    kind: str
+    low: float | None
+    high: float | None
+    meaning: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        ratio = "" if self.low is None else f", r = d_w/d_l in [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.kind}{ratio}: {self.meaning}"
+
+
+def place(loss: Loss) -> Place:
+    """The incentive-ratio class of a loss; r is looked at within 20 nats of references, where either incentive acts."""
+    if isinstance(loss, TokenLoss):
+        meaning = "it looks at single tokens or at groups of responses, which have no one ratio"
+        return Place("token", None, None, meaning)
+    ratios = []
+    with np.errstate(all="ignore"), one_thread():
+        for setting in SETTINGS:
+            a, b = lattice(setting)
+            d_w, d_l = incentives(loss, setting, a, b)
+            near = (np.abs(a - setting[0]) < 20) & (np.abs(b - setting[1]) < 20)
+            acts = near & ((np.abs(d_w) > 1e-200) | (np.abs(d_l) > 1e-200)) & np.isfinite(d_w) & np.isfinite(d_l)
+            ratios.append((d_w / d_l)[acts & ~((d_w == 0) & (d_l == 0))])
+    r = np.concatenate(ratios)
+    low, high = (float(r.min()), float(r.max())) if r.size else (float("nan"),) * 2
+    if r.size and np.allclose(r, 1.0, rtol=1e-9):
+        meaning = "gradient flow of one sample follows the path that all margin losses share; only its speed differs"
+        return Place("margin", low, high, meaning)
+    if all(x.size and np.allclose(x, x[0], rtol=1e-9) for x in ratios):
+        meaning = "a weighted margin; one path for one sample, and displacement depends on r of its lengths"
+        return Place("constant ratio", low, high, meaning)
+    meaning = "the ratio moves with the probabilities, and the path of a sample with it"
+    return Place("two-likelihood", low, high, meaning)

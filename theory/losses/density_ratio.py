@@ -39,12 +39,12 @@ class DDRO(Loss):
     """-da - ln(2 - e^db): (d_w, d_l) = (1, e^db/(2 - e^db)), r = (2 - e^db) e^(-db); convex, never least.
 
     Defined for pi(y-) < 2 pi_ref(y-). From there on the value is +inf, the limit and the convex extension; the slope,
-    which no number describes, is given as (1, 0).
+    which no number describes, is given as (1, 0): hence not differentiable there.
     """
 
     name = "ddro"
     reference = f"Higuchi, Suzuki 2025 (arXiv 2505.07558); {_REFERENCE}"
-    claims = Claims(nonnegative=False)
+    claims = Claims(differentiable=False, nonnegative=False)
 
     def formula(self, ops: Ops, y: Pair) -> Any:
         return -y.da - log(2) - ops.log1mexp(ops.clip(y.db - log(2), -inf, 0.0))

@@ -11,13 +11,13 @@ import sympy as sp
 from theory.losses import MarginForm
 from theory.problem import Positions
 from theory.theorems import SETTINGS, THEOREMS
-from theory.theorems._proofs import exact, identities, letters, rates
+from theory.theorems._proofs import conditions, exact, identities, letters, rates
 from theory.theorems._proofs.symbolic import L, M, N, V, delta, index, pi, reduce, total
 from theory.theorems.shared_prefix import common_prefix
 
 
 def _proofs():
-    for module in (rates, identities, exact):
+    for module in (rates, identities, exact, conditions):
         for name, f in vars(module).items():
             if (
                 inspect.isfunction(f)

@@ -23,6 +23,13 @@ NO_PROOF = {
     "only_hidden_trained",
     "large_ratio",
     "ches_limit",
+    "token_rate",
+    "disentanglement_band",
+    "reward_calibration",
+    "sft_threshold",
+    "sign_first_step",
+    "link_incentives",
+    "link_constant",
 }
 
 

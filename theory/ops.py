@@ -20,6 +20,8 @@ import numpy as np
 import scipy.special
 import sympy
 
+_HUGE = 1e300
+
 
 class Ops(Protocol):
     """What a formula may call."""
@@ -107,7 +109,7 @@ class TorchOps:
         return self._torch.exp(self._tensor(x))
 
     def expm1(self, x: Any) -> Any:
-        return _torch_expm1().apply(self._tensor(x))
+        return _torch_function("expm1").apply(self._tensor(x))
 
     def log(self, x: Any) -> Any:
         return self._torch.log(self._tensor(x))
@@ -116,7 +118,7 @@ class TorchOps:
         return self._torch.log1p(self._tensor(x))
 
     def sigmoid(self, x: Any) -> Any:
-        return self._torch.sigmoid(self._tensor(x))
+        return _torch_function("sigmoid").apply(self._tensor(x))
 
     def log_sigmoid(self, x: Any) -> Any:
         return self._torch.nn.functional.logsigmoid(self._tensor(x))
@@ -158,22 +160,23 @@ class TorchOps:
 
 
 @cache
-def _torch_expm1() -> Any:
-    """expm1 whose slope is e^x; torch's own is expm1(x) + 1, which is 0 below x = -37."""
+def _torch_function(name: str) -> Any:
+    """expm1 and sigmoid whose slopes keep their digits; torch forms them as expm1(x) + 1 and s(x) (1 - s(x))."""
     import torch
 
-    class Expm1(torch.autograd.Function):
+    class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Any) -> Any:
             ctx.save_for_backward(x)
-            return torch.expm1(x)
+            return getattr(torch, name)(x)
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             (x,), (g,) = ctx.saved_tensors, grads
-            return torch.where(g == 0, torch.zeros_like(g), g * torch.exp(x))  # 0 times an overflow is 0
+            slope = torch.exp(x) if name == "expm1" else torch.sigmoid(x) * torch.sigmoid(-x)
+            return torch.where(g == 0, torch.zeros_like(g), g * slope)  # 0 times an overflow is 0
 
-    return Expm1
+    return Function
 
 
 class MpmathOps:
@@ -191,14 +194,16 @@ class MpmathOps:
     def log1p(self, x: Any) -> Any:
         return mpmath.log1p(x)
 
+    # Beyond any exponent of interest the limit, at once: mpmath would raise e to an integer power of thousands of bits.
+
     def sigmoid(self, x: Any) -> Any:
-        return 1 / (1 + mpmath.exp(-x))
+        return 1 / (1 + mpmath.exp(-x)) if abs(x) < _HUGE else mpmath.mpf(1 if x > 0 else 0)
 
     def log_sigmoid(self, x: Any) -> Any:
-        return -mpmath.log1p(mpmath.exp(-x))
+        return -mpmath.log1p(mpmath.exp(-x)) if abs(x) < _HUGE else min(x, mpmath.mpf(0))
 
     def softplus(self, x: Any) -> Any:
-        return mpmath.log1p(mpmath.exp(x))
+        return mpmath.log1p(mpmath.exp(x)) if abs(x) < _HUGE else max(x, mpmath.mpf(0))
 
     def relu(self, x: Any) -> Any:
         return x if x > 0 else mpmath.mpf(0)
@@ -315,7 +320,7 @@ class DualOps:
 
     def log1mexp(self, x: Any) -> Any:
         x = Dual.of(x)
-        return x.chain(MPMATH.log1mexp(x.x), 1 / -mpmath.expm1(-x.x))
+        return x.chain(MPMATH.log1mexp(x.x), 1 / -mpmath.expm1(-x.x) if x.x else mpmath.inf)
 
     def detach(self, x: Any) -> Any:
         return Dual(Dual.of(x).x)

@@ -22,7 +22,7 @@ from scipy.special import log_softmax
 from theory._check import FloatArray, check_number
 from theory.losses import Interval, Loss, MarginForm, MarginLoss, Pair, TokenLoss
 from theory.model import Context, Response, Sample, UnconstrainedFeatures, _as_response, inner_products
-from theory.pulls import pull
+from theory.pulls import token_slopes
 
 Array = NDArray[np.floating[Any]]
 RATE = Interval(low=0.0, open_low=False)
@@ -323,14 +323,22 @@ class Problem:
         return (d_w * plus - d_l * minus) / len(self.pairs)
 
     @cached_property
-    def pulls(self) -> Array:
-        """(B, S, n, V) -dL/dlogits of each sample's loss in every context: what a token-level loss exerts."""
+    def _token_slopes(self) -> tuple[Array, Array]:
+        """(B, S, n, V) each: dL/d ln pi(v | context) of each sample's token-level loss, and the sum of the sizes of
+        what its responses contribute to it."""
         assert isinstance(self.loss, TokenLoss)
         assert self.origin is not None
         self.check_origin()
-        ref = self.origin[1] @ self.origin[0].transpose(0, 2, 1)
+        ref = log_softmax(self.origin[1] @ self.origin[0].transpose(0, 2, 1), axis=-1)
         samples = zip(self.groups, (s.rewards or () for s in self.samples), strict=True)
-        return np.stack([pull(self.loss, self.logits, ref, self.origin[1], *sample) for sample in samples], axis=1)
+        each = [token_slopes(self.loss, self.log_pi, ref, self.origin[1], *sample) for sample in samples]
+        return np.stack([x.sum(0) for x in each], axis=1), np.stack([abs(x).sum(0) for x in each], axis=1)
+
+    @property
+    def pulls(self) -> Array:
+        """(B, S, n, V) -dL/dlogits of each sample's loss in every context: what a token-level loss exerts."""
+        slopes = self._token_slopes[0]
+        return self.pi[:, None] * slopes.sum(-1, keepdims=True) - slopes
 
     def check_origin(self) -> None:
         """A ValueError if the samples state references that are not those of the reference model."""
@@ -358,8 +366,10 @@ class Problem:
     def rate_scale(self, z: Positions) -> Array:
         """(B,) the sum of the absolute terms of `rate`, every difference (e - pi, d) split up: what rounding sees."""
         if isinstance(self.loss, TokenLoss):
-            H = abs(self.H)
-            sizes = self._through(abs(self.errors(z)), z, H @ H.transpose(0, 2, 1), abs(self.W), abs(self.pulls))
+            H, slopes = abs(self.H), self._token_slopes[1]
+            terms = slopes + self.pi[:, None] * slopes.sum(-1, keepdims=True)
+            split = self.pi[:, z.rows] + np.eye(self.V)[list(z.tokens)]
+            sizes = self._through(split, z, H @ H.transpose(0, 2, 1), abs(self.W), terms)
             return sum(sizes).sum(1) / len(self.pairs)
         sizes_w, sizes_l = self.incentive_sizes
         lengths = np.sqrt(np.einsum("bvd,bvd->bv", self.W, self.W))

@@ -1,4 +1,4 @@
-"""What a token-level loss exerts on logits, by automatic differentiation of its value in the logits alone."""
+"""What a token-level loss exerts on log-probabilities, by automatic differentiation of its value in them alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,28 +11,30 @@ from theory.losses import Group, TokenLoss, Tokens
 Array = NDArray[np.floating[Any]]
 
 
-def pull(
+def token_slopes(
     loss: TokenLoss,
-    logits: Array,
-    ref_logits: Array,
+    log_pi: Array,
+    ref_log_pi: Array,
     ref_hidden: Array,
     responses: Sequence[tuple[Sequence[int], Sequence[int]]],
     rewards: tuple[float, ...],
 ) -> Array:
-    """(B, n, V) -dL/dlogits of one sample: logits and ref_logits (B, n, V), ref_hidden (B, n, d) of all contexts;
-    responses as (contexts, tokens)."""
+    """(R, B, n, V) dL/d ln pi(v | context) of one sample through each of its R responses, entries independent.
+
+    log_pi, ref_log_pi (B, n, V) and ref_hidden (B, n, d) of all contexts; responses as (contexts, tokens).
+    """
     import torch
 
-    x = torch.tensor(np.asarray(logits, dtype=np.float64), requires_grad=True)
+    # A leaf per response: where responses share contexts, what cancels between them is still seen.
+    leaves = [torch.tensor(np.asarray(log_pi, dtype=np.float64), requires_grad=True) for _ in responses]
     hidden = torch.tensor(np.asarray(ref_hidden, dtype=np.float64))
-    log_pi = torch.log_softmax(x, dim=-1)
-    ref = torch.log_softmax(torch.tensor(np.asarray(ref_logits, dtype=np.float64)), dim=-1)
-    kl = (ref.exp() * (ref - log_pi)).sum(-1)
-    squares = torch.logsumexp(2 * log_pi, dim=-1)
-    group = tuple(
-        Tokens(log_pi[:, rows, y], ref[:, rows, y], kl[:, rows], squares[:, rows], hidden[:, rows])
-        for rows, y in ((list(rows), list(y)) for rows, y in responses)
-    )
+    ref = torch.tensor(np.asarray(ref_log_pi, dtype=np.float64))
+
+    def tokens(x: Any, rows: list[int], y: list[int]) -> Tokens:
+        kl = (ref[:, rows].exp() * (ref - x)[:, rows]).sum(-1)
+        return Tokens(x[:, rows, y], ref[:, rows, y], kl, torch.logsumexp(2 * x[:, rows], dim=-1), hidden[:, rows])
+
+    group = tuple(tokens(x, list(rows), list(y)) for x, (rows, y) in zip(leaves, responses, strict=True))
     value = loss.torch_value(Group(group, rewards)).sum()
-    (slope,) = torch.autograd.grad(value, x, allow_unused=True)
-    return np.zeros(x.shape) if slope is None else -slope.numpy()
+    slopes = torch.autograd.grad(value, leaves, allow_unused=True)
+    return np.stack([np.zeros(x.shape) if g is None else g.numpy() for x, g in zip(leaves, slopes, strict=True)])

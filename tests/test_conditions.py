@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
+from strategies import EXTREMES, extreme_rates
 
 import sims
 from sims.descent import Optimizer
@@ -519,6 +520,20 @@ def test_a_data_set_adds_what_other_samples_do():
     assert "others" in str(found)
     second = conditions(p.model(0), p.loss, 1, lr_unembedding=p.lr_unembedding, lr_hidden=p.lr_hidden)
     assert second.rate_w == pytest.approx(MEASURE.rate(p, p.pairs[1][0])[0])
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extremes_make_no_noise(name):
+    """Warnings are errors here; exact zeros, equal rows, probabilities of 1 and of e^-10000."""
+    eta_W, eta_h = extreme_rates(name)
+    for loss in (get("dpo"), get("ipo"), get("gpo_hinge"), get("kto"), get("squared_po"), Calibrated(get("dpo"))):
+        for rates in ((eta_W, eta_h), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)):
+            found = conditions(EXTREMES[name], loss, lr_unembedding=rates[0], lr_hidden=rates[1])
+            assert np.isfinite([found.rate_w, found.rate_l, found.thresholds.sft[0]]).all()
+            assert str(found)
+    overflows = UnconstrainedFeatures.single_token(np.diag([-800.0, 0.0]), [1.0, 1.0], 0, 1)
+    with pytest.raises(ValueError, match="finite incentives"):
+        conditions(overflows, get("alphapo", alpha=2.0))
 
 
 @pytest.mark.parametrize(

@@ -151,11 +151,14 @@ def conditions(
 
     Raises
     ------
-    ValueError : a sample out of range, bad rates, a loss without incentives (one that looks at single tokens).
+    ValueError : a sample out of range, bad rates, a loss without incentives (one that looks at single tokens), or one
+        whose incentives overflow here.
     """
     problem = Problem.of(model, loss, lr_unembedding, lr_hidden)
     w, l = pair_of(problem, sample)
-    entangled = gradient_entanglement(problem, sample)
+    if not np.isfinite(problem.incentives).all():
+        d_w, d_l = (d[0].tolist() for d in problem.incentives)
+        raise ValueError(f"loss must have finite incentives at these log-probabilities, got {d_w}, {d_l} for {loss!r}")
     chosen, (a_ref, b_ref) = model.samples[sample], problem.references[0, sample]
     ratio_r = problem.norm_ratios[0, sample]
     a, b = (float(problem.log_prob(y)[0]) for y in (w, l))
@@ -169,7 +172,7 @@ def conditions(
         float(problem.rate(l)[0]),
         float(problem.rate_by_sample(w)[0, sample]),
         incentive_ratio(loss, pair),
-        entangled,
+        gradient_entanglement(problem, sample),
         disentanglement_band(problem, sample),
         thresholds(problem, sample),
         suffix_condition(problem, sample),

@@ -138,7 +138,7 @@ def test_study_writes_its_data_and_its_figure(tmp_path, capsys):
             ["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--figure", "a.txt"],
             "--figure must end in",
         ),
-        (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--loss", "dop"], "did you mean 'dpo'"),
+        (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--loss", "dop"], "'dpo'"),
         (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--set", "beta"], "NAME=NUMBER"),
         (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--set", "beta=0"], "beta must be in"),
         (["predict", "MATRIX", "--preferred", "no", "--dispreferred", "yes", "--start", "no=1,no=2"], "twice"),

@@ -390,7 +390,7 @@ def test_get_builds_and_registers_by_name():
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("dop", {}, "unknown loss 'dop'; did you mean 'dpo'"),
+        ("dop", {}, "unknown loss 'dop'; did you mean 'dpop', 'dpo'"),
         ("cdop", {}, "'cdpo'"),
         ("gpo_logstic", {}, "'gpo_logistic'"),
         ("simmpo", {}, "'simpo'"),

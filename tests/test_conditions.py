@@ -520,6 +520,8 @@ def test_a_data_set_adds_what_other_samples_do():
     assert "others" in str(found)
     second = conditions(p.model(0), p.loss, 1, lr_unembedding=p.lr_unembedding, lr_hidden=p.lr_hidden)
     assert second.rate_w == pytest.approx(MEASURE.rate(p, p.pairs[1][0])[0])
+    assert second.own_w == pytest.approx(gradient_entanglement(p, 1).rate_w[0] / len(p.samples))
+    assert second.own_w != pytest.approx(found.own_w)
 
 
 @pytest.mark.parametrize("name", EXTREMES)

@@ -6,6 +6,7 @@ without a display. Probabilities are drawn as ln pi (nats): negative changes of 
 
 from sims.plots._axes import new_figure, styled
 from sims.plots.ches import plot_ches_truth, save_ches_truth
+from sims.plots.compare import plot_comparison, save_comparison
 from sims.plots.no_never_yes import (
     barycentric,
     plot_gains,
@@ -25,6 +26,7 @@ __all__ = [
     "new_figure",
     "panels",
     "plot_ches_truth",
+    "plot_comparison",
     "plot_gains",
     "plot_law",
     "plot_ledger",
@@ -37,6 +39,7 @@ __all__ = [
     "plot_story",
     "plot_terms",
     "save_ches_truth",
+    "save_comparison",
     "save_figures",
     "save_prediction",
     "styled",

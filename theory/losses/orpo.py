@@ -5,13 +5,15 @@ from typing import Any
 
 from theory._check import POSITIVE, Interval
 from theory.losses._base import Claims, Loss, Pair, parameter
-from theory.ops import Ops
+from theory.ops import NumpyOps, Ops, TorchOps
 
 _CLAIMS = Claims(convex=False, reference_free=True)
 
 
 def log_odds(ops: Ops, t: Any) -> Any:
-    """ln(p/(1-p)) of p = e^t, t < 0."""
+    """ln(p/(1-p)) of p = e^t, t <= 0."""
+    if isinstance(ops, NumpyOps | TorchOps):  # where p has rounded to 1: 690 for inf, so that no slope is inf times 0
+        return t - ops.log1mexp(ops.clip(t, -float("inf"), -1e-300))
     return t - ops.log1mexp(t)
 
 

@@ -186,7 +186,7 @@ def test_settings_draw_what_they_say(name):
         assert p.positions(p.probe[1], p.probe[0])
         assert np.isfinite(p.W).all()
         assert np.isfinite(p.H).all()
-        assert p.has_margin_loss == (not name.startswith(("sft", "weighted")))
+        assert p.has_margin_loss == (not name.startswith(("sft", "weighted", "token")))
         dW, dH = Autodiff().velocity(p)
         moving.append((abs(dW).max((1, 2)) + abs(dH).max((1, 2)) > 0).mean())
         sizes.add((p.V, p.W.shape[2], len(p.samples)))

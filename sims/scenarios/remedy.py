@@ -137,7 +137,8 @@ def smallest(
     def land(amount: float) -> Landscape:
         return Landscape.of(model, loss if amount == now else make(amount), lr_unembedding, lr_hidden)
 
-    measure = _start if question == "start" else lambda land: _path(land, margin)
+    # What falls at the start is on the path, too, however shallow the dip: two measures, the lower one counts.
+    measure = _start if question == "start" else lambda land: min(_start(land) + 1e-12, _path(land, margin))
     f = lambda amount: measure(land(amount))  # noqa: E731
     with few_threads(1):
         if not land(now).gradient(land(now).start).any():  # at rest: nothing falls
@@ -244,6 +245,8 @@ def _search(
             if f_before < 0 <= f_amount:
                 xtol = max(abs(amount) * tolerance, 1e-300)
                 root: Any = brentq(f, before, amount, xtol=xtol, rtol=tolerance)  # type: ignore[arg-type]
+                if question == "path" and f(root) < 0:  # the root is known to the tolerance: tell the side that helps
+                    root = root + np.sign(amount - root) * min(2 * xtol, abs(amount - root))
                 # Where the sign jumps because the loss turns round, it has unlearned the preference instead.
                 if question == "path" or learns(root + 1e-7 * (amount - root)):
                     found.append(float(root))

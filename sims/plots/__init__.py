@@ -5,6 +5,7 @@ without a display. Probabilities are drawn as ln pi (nats): negative changes of 
 """
 
 from sims.plots._axes import new_figure, styled
+from sims.plots.atlas import plot_incentives, plot_masks
 from sims.plots.ches import plot_ches_truth, save_ches_truth
 from sims.plots.compare import plot_comparison, save_comparison
 from sims.plots.no_never_yes import (
@@ -28,10 +29,12 @@ __all__ = [
     "plot_ches_truth",
     "plot_comparison",
     "plot_gains",
+    "plot_incentives",
     "plot_law",
     "plot_ledger",
     "plot_log_probs",
     "plot_losses",
+    "plot_masks",
     "plot_phase",
     "plot_prediction",
     "plot_simplex",

@@ -135,7 +135,7 @@ class OrderOfDescent(Theorem):
     settings = ("single_token", "sequences", "data_set")
     routes = ("simulated",)
     knobs = ("half",)
-    tolerance = 0.1  # of the ratio, at steps of 1/600 and 1/1200 of the time
+    tolerance = 0.1  # of the ratio, at steps of 1/400 and 1/800 of the time
     sharpness = (Sharpness("a continuous slope", None, "past a kink the error is O(step) still, but need not halve"),)
 
     def applies(self, problem: Problem) -> Mask:
@@ -148,7 +148,7 @@ class OrderOfDescent(Theorem):
         end = times_for(problem)[-1] / 4
         exact = route.flow(problem, np.array([end]))
         gaps = []
-        for steps in (600, 1200):
+        for steps in (400, 800):
             run = route.descent(problem, end / steps, steps)
             flat = [(x - y).reshape(len(problem), -1) for x, y in ((run.H[-1], exact.H[0]), (run.W[-1], exact.W[0]))]
             gaps.append(np.concatenate(flat, axis=1))

@@ -10,9 +10,10 @@ import pkgutil
 from typing import Any
 
 from theory._check import POSITIVE, REAL, Interval, unknown
-from theory.losses._base import Claims, Group, Loss, MarginForm, MarginLoss, Pair, TokenLoss, Tokens, parameter
+from theory.losses._base import Claims, Loss, MarginForm, MarginLoss, TokenLoss, parameter
 from theory.losses._calibrated import Calibrated
 from theory.losses._combine import SFT, PerToken, Sum, Weighted
+from theory.losses._data import Group, Pair, Tokens
 from theory.losses._gate import Gated
 from theory.losses._links import FDivergence
 from theory.losses._tokenwise import LD, WPOWeighted

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from theory._check import Interval, check_number
-from theory.losses._base import Claims, Group, Loss, MarginForm, Pair, TokenLoss, Tokens
+from theory.losses._base import Claims, Loss, MarginForm, TokenLoss
 from theory.losses._combine import _check_base
+from theory.losses._data import Group, Pair, Tokens
 from theory.model import Sample
 from theory.ops import Ops
 

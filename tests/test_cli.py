@@ -63,6 +63,23 @@ def test_losses_lists_the_registry(capsys):
     assert {row.count("|") for row in rows} == {6}, "a bar inside a formula would end its cell"
 
 
+def test_signs_tells_agreement_and_fails_on_disagreement(capsys, monkeypatch):
+    assert main(["signs", "--instances", "200", "--json"]) == 0
+    data = strict(capsys.readouterr().out)
+    assert data["instances"] == 200
+    assert set(data["disagreements"].values()) == {0}
+    # The same with a condition that has the wrong sign.
+    from sims.scenarios import signs
+
+    right = signs.sign_agreement
+
+    def wrong(instances, seed, **more):
+        return right(instances, seed, lambda problem: [-x for x in signs.conditions_signs(problem)], **more)
+
+    monkeypatch.setattr(signs, "sign_agreement", wrong)
+    assert main(["signs", "--instances", "50"]) == 1
+
+
 def test_predict_says_whether_the_pair_can_displace(matrix, capsys, tmp_path):
     figure = tmp_path / "figure.png"
     call = ["predict", matrix, "--preferred", "no", "--dispreferred", "never", "--figure", str(figure)]

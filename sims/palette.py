@@ -70,6 +70,7 @@ def number(x: float) -> str:
 
 def greek(loss: str) -> str:
     """A loss's repr with its parameters as Greek letters."""
-    for word, letter in (("beta", "β"), ("eps", "ε"), ("tau", "τ"), ("delta", "δ"), ("=", " = ")):
+    letters = {"beta": "β", "eta": "η", "eps": "ε", "tau": "τ", "delta": "δ", "alpha": "α", "gamma": "γ", "lam": "λ"}
+    for word, letter in (*letters.items(), ("=", " = ")):
         loss = loss.replace(word, letter)
     return loss

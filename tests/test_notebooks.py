@@ -46,7 +46,7 @@ def asserts_in(source: str) -> int:
 
 
 def test_the_notebooks_are_there():
-    kept = {"01_no_never_yes", "02_exact_solution", "03_theorems", "04_ches"}
+    kept = {"01_no_never_yes", "02_exact_solution", "03_theorems", "04_ches", "05_your_own_loss", "06_loss_zoo"}
     assert kept <= {p.stem for p in NOTEBOOKS}
 
 

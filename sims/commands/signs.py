@@ -12,8 +12,8 @@ def add(commands: Any) -> None:
         "signs",
         run,
         "Conditions for displacement against integrated flows. Random models, data and losses of all kinds of pairs:\n"
-        "do ln pi(y+), ln pi(y-) and the margin move as theory.conditions says, in gradient flow and in the first step\n"
-        "of sign descent? Exit code 1 if any sign disagrees outside the numerical margin.",
+        "do ln pi(y+), ln pi(y-) and the margin move as theory.conditions says, in gradient flow and in a first step\n"
+        "of sign descent? Exit code 1 if a sign disagrees outside the numerical margin.",
         "displacement signs --instances 100000",
     )
     c.add_argument("--instances", type=int, default=5000, help="random (model, loss) pairs (%(default)s)")

@@ -1,12 +1,12 @@
 """Figures of the atlas of losses: incentive ratios over the plane of log-ratios, and masks that learn."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
-from sims.palette import BLACK, BLUE, GREEN, GREY, ORANGE, SKY
+from sims.palette import BLACK, GREEN, GREY, ORANGE, SKY, shown
 from sims.plots._axes import Array, figure_of, in_row, new_figure, styled
 from sims.sparse import MaskRun
 from sims.trajectory import Trajectory
@@ -16,7 +16,6 @@ from theory.model import Response
 SPAN = 3.0  # ln r beyond which colours no longer change
 FAR = 50.0  # stands for ln r = inf and -inf
 COLUMNS = 6
-TOKEN_COLORS = (BLUE, ORANGE, SKY, GREEN)
 
 
 @styled
@@ -54,6 +53,7 @@ def plot_incentives(
             ax.plot(*paths[name], color=BLACK, lw=1.3)
         ax.plot(0, 0, "o", ms=3.5, mfc="white", mec=BLACK, mew=0.8, zorder=5)
         ax.set(xlim=(da[0], da[-1]), ylim=(db[0], db[-1]))
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.set_title(name, fontsize=8, pad=3)
     if own:
         figure = figure_of(axes[0])
@@ -87,28 +87,27 @@ def plot_masks(learned: MaskRun, others: Mapping[str, Trajectory], axes: Sequenc
 
     others : runs of the same model by label, drawn beside the learned one. axes : two.
     """
-    own = axes is None
-    axes = in_row(axes, (1, 1), 9.4, 3.2)
+    axes = in_row(axes, (1.15, 1), 9.4, 3.2)
     t = learned.trajectory
-    names, sample = t.model.name, t.model.samples[0]
-    responses: dict[str, Response] = {"$y^+$": sample.preferred, "$y^-$": sample.dispreferred}
-    for (which, response), style in zip(responses.items(), ("-", "--"), strict=True):
-        for k, (token, mask) in enumerate(zip(response, learned.masks(response).T, strict=True)):
-            color = TOKEN_COLORS[k % len(TOKEN_COLORS)]
-            axes[0].plot(t.times, mask, style, color=color, label=f"{which}, token {k + 1}: {names(token)}")
-    axes[0].set(xlabel="step", ylabel="mask of the token's log-ratio")
-    axes[0].set_title("(a) masks")
-    axes[0].legend(fontsize=7.5)
-    runs: dict[str, tuple[Trajectory, Any]] = {"learned masks": (t, {"color": BLACK})}
-    runs |= {label: (run, {"color": c}) for (label, run), c in zip(others.items(), (ORANGE, SKY, GREEN), strict=False)}
-    for label, (run, style) in runs.items():
+    sample, name = t.model.samples[0], t.model.name
+    responses: dict[str, Response] = {"y^+": sample.preferred, "y^-": sample.dispreferred}
+    labels = [f"${y}_{k + 1}$: {shown(name(z))}" for y, tokens in responses.items() for k, z in enumerate(tokens)]
+    masks = np.concatenate([learned.masks(y, sample.prompt) for y in responses.values()], axis=1).T
+    rows = np.arange(len(labels))
+    mesh = axes[0].pcolormesh(t.times, rows, masks, cmap="Blues", vmin=0, shading="nearest", rasterized=True)
+    figure_of(axes[0]).colorbar(mesh, ax=axes[0], label="mask")
+    axes[0].axhline(len(sample.preferred) - 0.5, color=BLACK, lw=0.8)
+    axes[0].set_yticks(rows, labels)
+    axes[0].invert_yaxis()
+    axes[0].set(xlabel="step")
+    axes[0].set_title("(a) mask of each token, white: 0")
+    runs = {"learned masks": t, **others}
+    for (label, run), color in zip(runs.items(), (BLACK, ORANGE, SKY, GREEN), strict=False):
         a = run.log_probs(sample.preferred, sample.prompt)
         margin = a - run.log_probs(sample.dispreferred, sample.prompt)
-        axes[1].plot(margin - margin[0], a - a[0], **style, label=label)
+        axes[1].plot(margin - margin[0], a - a[0], color=color, label=label)
     axes[1].axhline(0, color=GREY, lw=0.8)
     axes[1].set(xlabel="margin gained (nats)", ylabel=r"change of $\ln\,\pi(y^+)$ (nats)")
     axes[1].set_title("(b) the preferred response")
     axes[1].legend()
-    if own:
-        axes[0].set_ylim(bottom=-0.05)
     return axes

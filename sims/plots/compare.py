@@ -78,7 +78,7 @@ def _panel(ax: Axes, data: Comparison, name: str, numbers: dict[str, str]) -> No
     first = min((min(c.margin) for c in data.of(name) if _finite(c)), default=0.0)
     ax.set_xlim(1.1 * min(first, 0) - 0.02 * last, 1.19 * last)
     ax.set_xlabel("margin gained (nats)")
-    ax.set_ylabel(r"change of $\ln\,\pi(y^+)$ (nats, logarithmic beyond $\pm$0.3); below 0: displacement")
+    ax.set_ylabel(r"change of $\ln\,\pi(y^+)$ (nats, log beyond $\pm$0.3); below 0: displacement")
 
 
 def _on_common(c: Course) -> bool:
@@ -155,7 +155,10 @@ def _free_place(end: Array, wide: float, high: float, placed: Sequence[Any], end
 def _page(data: Comparison, numbers: dict[str, str]) -> list[Axes]:
     """A new figure: a legend of kinds, a panel per scenario, and the key of the numbers below; sizes in inches."""
     panel, names = (4.7, 4.6), data.scenarios
-    rows = -(-len(numbers) // COLUMNS)
+    shown = {loss: greek(loss) if "(" in loss else loss for loss in numbers}
+    shown = {loss: text if len(text) < 45 else text[:43] + "\N{HORIZONTAL ELLIPSIS}" for loss, text in shown.items()}
+    columns = max(1, min(COLUMNS, 22 * COLUMNS // max(map(len, shown.values()))))
+    rows = -(-len(numbers) // columns)
     width, key = max(10.0, (panel[0] + 0.75) * len(names) + 0.2), 0.165 * rows
     height = 0.75 + panel[1] + 0.65 + key + 0.1
     figure = new_figure(width, height)
@@ -170,10 +173,9 @@ def _page(data: Comparison, numbers: dict[str, str]) -> list[Axes]:
     ax.set(xlim=(0, 1), ylim=(0, 1))
     kinds = {c.loss: c.kind for c in data.courses}  # that on the last scenario, the most general
     for i, (loss, number) in enumerate(numbers.items()):
-        x, y = (i // rows) / COLUMNS, 1 - (i % rows + 0.5) / rows
+        x, y = (i // rows) / columns, 1 - (i % rows + 0.5) / rows
         ax.plot([x, x + 0.018], [y, y], **KIND_STYLES[kinds[loss]], lw=2, clip_on=False)
-        name = greek(loss) if "(" in loss else loss
-        ax.text(x + 0.023, y, f"{number}  {name[:34]}", fontsize=7.5, va="center")
+        ax.text(x + 0.023, y, f"{number}  {shown[loss]}", fontsize=7.5, va="center")
     handles = [Line2D([], [], **style, lw=2, label=k) for k, style in KIND_STYLES.items() if k in kinds.values()]
     handles.append(Line2D([], [], color=BLACK, lw=3.5, label="common curve of all losses of the margin (one pair)"))
     figure.legend(handles=handles, loc="upper center", ncols=len(handles), handlelength=2.6)

@@ -8,7 +8,7 @@ walked once more by raising the margin itself, with no loss at all, and every lo
 import html
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -179,7 +179,7 @@ def _cells(c: Course) -> tuple[str, ...]:
 
 
 def compare(
-    losses: Iterable[str | Loss] | None = None,
+    losses: Iterable[str | Loss] | Mapping[str, str | Loss] | None = None,
     scenarios: Iterable[str] | None = None,
     margin: float | None = None,
     reach: float = 5.0,
@@ -187,7 +187,8 @@ def compare(
 ) -> Comparison:
     """Walk every loss on every scenario.
 
-    losses : names in the registry (default parameters), or instances, registered or not; default the whole registry.
+    losses : names in the registry (default parameters), or instances, registered or not; default the whole registry. A
+        mapping gives them labels of your own.
     scenarios : names in SCENARIOS; default all.
     margin : nats of mean margin to look at; default each scenario's own.
     reach : margin gained (nats) whose time is reported.
@@ -215,8 +216,10 @@ def compare(
     )
 
 
-def _labelled(losses: Iterable[str | Loss]) -> list[tuple[str, Loss]]:
+def _labelled(losses: Iterable[str | Loss] | Mapping[str, str | Loss]) -> list[tuple[str, Loss]]:
     """(label, instance); an instance with other parameters than the default ones is labelled with them."""
+    if isinstance(losses, Mapping) and losses is not LOSSES:
+        return [(label, _labelled([item])[0][1]) for label, item in losses.items()] or _labelled([])
     out: list[tuple[str, Loss]] = []
     for item in losses:
         if isinstance(item, str):

@@ -241,6 +241,8 @@ def _search(
     for grid in grids:
         before, f_before = now, f(now)
         for amount in grid:
+            if found and abs(before - now) >= abs(found[0] - now):
+                break  # the other side has a nearer one
             f_amount = f(amount)
             if f_before < 0 <= f_amount:
                 xtol = max(abs(amount) * tolerance, 1e-300)

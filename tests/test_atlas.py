@@ -58,9 +58,11 @@ def test_masks_and_the_curves_beside_them():
     run = learn_masks(model, loss, sgd, 40, mask_lr=0.02, every=10)
     plain = gradient_descent(model, get("dpo", beta=0.5), sgd, 40, every=10)
     masks, curves = plot_masks(run, {"DPO": plain})
-    for i, response in enumerate((PLUS, MINUS)):
-        for k in range(3):
-            np.testing.assert_array_equal(masks.lines[3 * i + k].get_ydata(), run.masks(response)[:, k])
+    image = np.asarray(masks.collections[0].get_array()).reshape(6, 5)
+    np.testing.assert_array_equal(image, np.concatenate([run.masks(PLUS), run.masks(MINUS)], axis=1).T)
+    assert np.ptp(image) > 0.5
+    labels = [f"$y^{s}_{k + 1}$: {z}" for s, y in (("+", PLUS), ("-", MINUS)) for k, z in enumerate(y)]
+    assert [t.get_text() for t in masks.get_yticklabels()] == labels
     drawn = {line.get_label(): line.get_xydata() for line in curves.lines}
     for label, t in (("learned masks", run.trajectory), ("DPO", plain)):
         a, u = t.log_probs(PLUS), t.margin()

@@ -606,4 +606,4 @@ def test_parameters_are_validated(value):
 @pytest.mark.parametrize("record", [*EXAMPLES, Claims(), MarginForm(get("dpo"), 0.0)], ids=repr)  # type: ignore[arg-type]
 def test_records_are_frozen(record):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(record, "beta", 0.3)
+        record.beta = 0.3

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sims.scenarios._arc import Landscape
+from theory.conditions import ratio_kind
 from theory.losses import Group, Pair, TokenLoss, Tokens
 
 Kind = Literal["margin", "constant ratio", "two-likelihood", "token", "group"]
@@ -21,11 +22,11 @@ def kind(land: Landscape) -> Kind:
     # Log-probabilities on both sides of the start, below 0.
     a, b = (np.asarray(x) * np.exp(rng.standard_normal((64, len(x)))) for x in (y.a, y.b))
     d_w, d_l = loss.incentives(y._replace(a=a, b=b))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = [column[~np.isnan(column)] for column in (d_w / d_l).T]  # per pair, where the loss is not flat
-    if loss.uses_norms or not all(np.allclose(r, r[:1], rtol=1e-9) for r in ratios):
+    if loss.uses_norms:  # the ratio is that of the model's gradients
         return "two-likelihood"
-    return "margin" if all(np.allclose(r, 1.0, rtol=1e-9) for r in ratios) else "constant ratio"
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = ratio_kind((d_w / d_l).T)
+    return "margin" if found == "at rest" else found
 
 
 def _pair_at_start(land: Landscape) -> Pair:

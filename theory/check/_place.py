@@ -7,14 +7,23 @@ import numpy as np
 
 from theory.check._base import one_thread
 from theory.check._pair import SETTINGS, incentives, lattice
+from theory.conditions import ratio_kind
 from theory.losses import Loss, TokenLoss
+
+MEANING = {
+    "margin": "gradient flow of one sample follows the path that all margin losses share; only its speed differs",
+    "constant ratio": "a weighted margin; one path for one sample, and displacement depends on r of its lengths",
+    "two-likelihood": "the ratio moves with the probabilities, and the path of a sample with it",
+    "at rest": "it moves nothing near its reference",
+    "token": "it looks at single tokens or at groups of responses, which have no one ratio",
+}
 
 
 @dataclass(frozen=True)
 class Place:
     """The class of a loss by its incentive ratio r = d_w/d_l, and what follows from it.
 
-    kind : "margin" (r = 1), "constant ratio" (for given lengths), "two-likelihood" or "token".
+    kind : as `theory.conditions.ratio_kind`, or "token".
     low, high : the range of r over log-probabilities <= 0; None for losses of tokens.
     """
 
@@ -34,8 +43,7 @@ class Place:
 def place(loss: Loss) -> Place:
     """The incentive-ratio class of a loss; r is looked at within 20 nats of references, where either incentive acts."""
     if isinstance(loss, TokenLoss):
-        meaning = "it looks at single tokens or at groups of responses, which have no one ratio"
-        return Place("token", None, None, meaning)
+        return Place("token", None, None, MEANING["token"])
     ratios = []
     with np.errstate(all="ignore"), one_thread():
         for setting in SETTINGS:
@@ -46,11 +54,5 @@ def place(loss: Loss) -> Place:
             ratios.append((d_w / d_l)[acts & ~((d_w == 0) & (d_l == 0))])
     r = np.concatenate(ratios)
     low, high = (float(r.min()), float(r.max())) if r.size else (float("nan"),) * 2
-    if r.size and np.allclose(r, 1.0, rtol=1e-9):
-        meaning = "gradient flow of one sample follows the path that all margin losses share; only its speed differs"
-        return Place("margin", low, high, meaning)
-    if all(x.size and np.allclose(x, x[0], rtol=1e-9) for x in ratios):
-        meaning = "a weighted margin; one path for one sample, and displacement depends on r of its lengths"
-        return Place("constant ratio", low, high, meaning)
-    meaning = "the ratio moves with the probabilities, and the path of a sample with it"
-    return Place("two-likelihood", low, high, meaning)
+    kind = ratio_kind(ratios)
+    return Place(kind, low, high, MEANING[kind])

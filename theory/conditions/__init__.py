@@ -19,6 +19,7 @@ from theory.conditions._pair import (
     displacement_signs,
     gradient_entanglement,
     incentive_ratio,
+    ratio_kind,
     thresholds,
 )
 from theory.conditions._record import Record, pair_of
@@ -52,6 +53,7 @@ __all__ = [
     "gradient_entanglement",
     "incentive_ratio",
     "logit_pulls",
+    "ratio_kind",
     "sign_first_step",
     "squeezing",
     "suffix_condition",

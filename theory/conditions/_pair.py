@@ -5,6 +5,7 @@ every loss of the two log-probabilities; norms and products are in the metric of
 is what the sample itself contributes (times 1/|D|). Everything is (B,), one entry per model of the problem.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from theory.losses import Loss, Pair
 from theory.losses._calibrated import calibration
 from theory.problem import Problem
 
-Kind = Literal["margin", "constant", "varying", "at rest"]
+Kind = Literal["margin", "constant ratio", "two-likelihood", "at rest"]
 # Where a ratio is tried again to see whether it varies: changes of ln pi(y+) and ln pi(y-), nats.
 _ELSEWHERE = (
     (0.3, -0.4),
@@ -34,8 +35,7 @@ class IncentiveRatio(Record):
     """How hard a loss pushes y+ up (d_w = -dL/da) against how hard it pushes y- down (d_l = dL/db).
 
     r = d_w/d_l; inf where only d_l vanishes, NaN where both do: the loss is at rest there.
-    kind : of the loss with these references and lengths, as found at a few other log-probabilities: "margin" (r = 1
-        everywhere), "constant", "varying"; "at rest" if it pushes at none of them.
+    kind : of the loss with these references and lengths, as found at a few other log-probabilities (`ratio_kind`).
     """
 
     d_w: Array
@@ -70,19 +70,28 @@ def incentive_ratio(loss: Loss, pair: Pair) -> IncentiveRatio:
             e_w, e_l = loss.incentives(there)
             # Slopes that have all but underflowed have lost the digits of their ratio.
             clear = np.isfinite(e_w) & np.isfinite(e_l) & (np.maximum(abs(e_w), abs(e_l)) > 1e-200)
-            found.append(_ratio(e_w[clear], e_l[clear]).ravel())
-    return IncentiveRatio(d_w, d_l, _ratio(d_w, d_l), _kind(np.concatenate(found)))
+            found.append(np.where(clear, _ratio(e_w, e_l), np.nan))
+    rows = np.stack(np.broadcast_arrays(*found), axis=-1).reshape(-1, len(found))
+    return IncentiveRatio(d_w, d_l, _ratio(d_w, d_l), ratio_kind(rows))
 
 
-def _kind(r: Array) -> Kind:
-    """What ratios found at several places say of the loss."""
-    if not r.size:
+def ratio_kind(rows: Iterable[Array]) -> Kind:
+    """What kind of loss has these incentive ratios: each row at several places for one set of references and lengths.
+
+    "margin": r = 1 everywhere. "constant ratio": one number for each row, inf included (no push on y-).
+    "two-likelihood": it moves with the probabilities. "at rest": no ratio at all (NaN is left out).
+    """
+    rows = [r[~np.isnan(r)] for r in rows]
+    rows = [r for r in rows if r.size]
+    if not rows:
         return "at rest"
-    if (r == np.inf).all():  # it never pushes on y-
-        return "constant"
-    if not np.isfinite(r).all() or np.ptp(r) > 1e-9 * abs(r).max():
-        return "varying"
-    return "margin" if abs(r - 1).max() < 1e-9 else "constant"
+    if not all(_same(r, r[0]) for r in rows):
+        return "two-likelihood"
+    return "margin" if all(_same(r, 1.0) for r in rows) else "constant ratio"
+
+
+def _same(r: Array, value: float) -> bool:
+    return bool(np.isclose(r, value, rtol=1e-9, atol=0).all())
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_panels_hold_ln_r_and_its_edges():
 
 def test_ratios_of_any_sign():
     d_w, d_l = np.array([1, 2, 0, -1, 1, 1, 0, -1, 1e300]), np.array([1, 1, 1, 1, 0, -1, 0, -1, 1e-300])
-    seen = log_ratio(IncentiveRatio(d_w, d_l, d_w, "varying"))
+    seen = log_ratio(IncentiveRatio(d_w, d_l, d_w, "two-likelihood"))
     np.testing.assert_allclose(seen, [0, math.log(2), -FAR, -FAR, FAR, FAR, np.nan, np.nan, FAR])
 
 

@@ -56,10 +56,13 @@ class NotConvex(Wrong):
 
 
 @dataclass(frozen=True)
-class LosesDigits(NotConvex):
-    """Right, and its slope by automatic differentiation is s(1 - s), whose digits go where s nears 1."""
+class LosesDigits(Wrong):
+    """Right, but formed from 1 - s, whose digits go where s nears 1, and those of its slope with them."""
 
     claims = Claims(convex=False)
+
+    def formula(self, ops, y):
+        return (1 - ops.sigmoid(self.beta * y.m)) ** 2
 
 
 @dataclass(frozen=True)

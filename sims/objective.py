@@ -7,6 +7,7 @@ other formula.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -76,10 +77,21 @@ class Objective:
 
     def _pairs(self, W: Tensor, H: Tensor, log_pi: Tensor) -> Pair:
         """Log-probabilities of y+ and y-, (B, S) each."""
-        a, b = (_sums(log_pi, [group[i] for group in self.groups]) for i in (0, 1))
-        n_w, n_l = (torch.tensor([len(group[i][1]) for group in self.groups], dtype=a.dtype) for i in (0, 1))
+        rows, tokens, belongs = self._places
+        a, b = (log_pi[:, rows, tokens] @ belongs).chunk(2, dim=-1)
+        n_w, n_l = belongs.sum(0).chunk(2)
         ratio = self._norm_ratios(W, H) if self.loss.uses_norms else torch.ones_like(a)
-        return Pair(a, b, self.a_ref, self.b_ref, n_w.to(a.device), n_l.to(a.device), ratio)
+        return Pair(a, b, self.a_ref, self.b_ref, n_w, n_l, ratio)
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (N,) and tokens (N,) of every position of every y+, then of every y-, and which of these 2S responses it
+        belongs to (N, 2S): one look-up and one product are all that a gradient has to go back through."""
+        responses = [group[i] for i in (0, 1) for group in self.groups]
+        owner = torch.tensor([i for i, (rows, _) in enumerate(responses) for _ in rows])
+        rows, tokens = (torch.tensor([x for y in responses for x in y[i]]) for i in (0, 1))
+        belongs = torch.nn.functional.one_hot(owner, len(responses)).to(self.a_ref)
+        return rows.to(self.a_ref.device), tokens.to(self.a_ref.device), belongs
 
     def _norm_ratios(self, W: Tensor, H: Tensor) -> Tensor:
         """(B, S) |grad ln pi(y-)| / |grad ln pi(y+)| in the metric of the rates, without a gradient of its own."""
@@ -88,7 +100,8 @@ class Objective:
             log_pi = self._log_pi(W, H)
 
             def square(y: Where) -> Tensor:
-                grads = torch.autograd.grad(_sums(log_pi, [y]).sum(), (W, H), retain_graph=True)
+                value = log_pi[:, list(y[0]), list(y[1])].sum()
+                grads = torch.autograd.grad(value, (W, H), retain_graph=True)
                 parts = [rate * (g * g).sum((1, 2)) for rate, g in zip(self.rates, grads, strict=True)]
                 return parts[0] + parts[1]
 
@@ -107,11 +120,6 @@ class Objective:
                 for rows, y in ((list(rows), list(y)) for rows, y in group)
             )
             yield Group(tokens, rewards)
-
-
-def _sums(log_pi: Tensor, responses: Sequence[Where]) -> Tensor:
-    """(B, len(responses)) ln pi of each response."""
-    return torch.stack([log_pi[:, list(rows), list(y)].sum(-1) for rows, y in responses], dim=-1)
 
 
 def stacked(models: Sequence[UnconstrainedFeatures]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from theory.losses import Group, Loss, Pair, TokenLoss, Tokens
 from theory.model import UnconstrainedFeatures
-from theory.problem import Problem
+from theory.problem import SAME, Problem
 
 Where = tuple[tuple[int, ...], tuple[int, ...]]  # rows of H and tokens of a response
 
@@ -79,9 +79,14 @@ class Objective:
         """Log-probabilities of y+ and y-, (B, S) each."""
         rows, tokens, belongs = self._places
         a, b = (log_pi[:, rows, tokens] @ belongs).chunk(2, dim=-1)
+        # At its reference a model is exactly there (see `Problem`): what is left is the order of the sums.
+        a_ref, b_ref = (
+            torch.where((x - r).abs() <= SAME * (1 + r.abs()), x.detach(), r)
+            for x, r in ((a, self.a_ref), (b, self.b_ref))
+        )
         n_w, n_l = belongs.sum(0).chunk(2)
         ratio = self._norm_ratios(W, H) if self.loss.uses_norms else torch.ones_like(a)
-        return Pair(a, b, self.a_ref, self.b_ref, n_w, n_l, ratio)
+        return Pair(a, b, a_ref, b_ref, n_w, n_l, ratio)
 
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -575,7 +575,9 @@ def test_a_loss_passes_a_margin_exactly_if_its_slope_is_positive_on_the_way(loss
         got = passes(form, flint.arb(-1), flint.arb(u1))
         assert got is expected
         verdicts.add(got)
-    assert verdicts == ({True} if not loss.zeros(0.3) else {True, False})
+    # Without a zero on the way the slope has one sign; with one, some margin is not passed.
+    inside = [z for z in loss.zeros(0.3) if -1 < z < 40]
+    assert (False in verdicts) if inside else (len(verdicts) == 1)
 
 
 def test_a_margin_at_the_minimiser_is_not_passed():

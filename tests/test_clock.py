@@ -167,7 +167,7 @@ def test_times_equal_the_integral_over_the_margin(loss, regime):
         if flow.direction == 0:
             assert flow.start_margin >= flow.loss.kinks(u_ref)[0]  # type: ignore[attr-defined]
             continue
-        end = flow.stop_margin if np.isfinite(flow.stop_margin) else flow.start_margin + 40.0
+        end = flow.stop_margin if np.isfinite(flow.stop_margin) else flow.start_margin + 40.0 * flow.direction
         for share in (1e-6, 0.3, 0.999):
             u = flow.start_margin + share * (end - flow.start_margin)
             got = float(flow.log_time_at_margin([u])[0])

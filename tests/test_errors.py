@@ -96,7 +96,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "unknown response": (lambda: model().log_prob((7,)), r"response must hold token indices in \[0, 4\), got \(7,\)"),
     # losses
-    "unknown loss": (lambda: get("dop"), "unknown loss 'dop'; did you mean 'dpo'"),
+    "unknown loss": (lambda: get("dop"), "unknown loss 'dop'; did you mean 'dpop', 'dpo'"),
     "unknown parameter": (lambda: get("dpo", bta=1.0), "loss 'dpo': unknown parameter 'bta'; did you mean 'beta'"),
     "beta zero": (lambda: DPO(beta=0), r"DPO.beta must be in \(0, inf\), got 0"),
     "beta negative": (lambda: DPO(beta=-0.1), r"DPO.beta must be in \(0, inf\), got -0.1"),

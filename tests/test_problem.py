@@ -606,3 +606,17 @@ def test_a_length_normalised_loss_has_a_margin_form_when_lengths_are_equal(lengt
     least = form.minimiser
     assert form.value(least) < min(form.value(least - 0.01), form.value(least + 0.01))
     assert form.zeros == (least,)
+
+
+def test_a_model_at_its_reference_is_exactly_there():
+    """DPOP has a kink at the reference: which side a start is on must not hang on the order of a sum."""
+    sample = [Sample("x", ((0, 1, 2, 3, 1), (0, 4, 2, 2, 1, 3)))]
+    differing = 0
+    for seed in range(40):
+        problem = Problem.of(model_of(sample, seed=seed), get("dpop"))
+        w = problem.pairs[0][0]
+        differing += float(problem.log_prob(w)[0]) != float(problem.references[0, 0, 0])
+        d_w, d_l = problem.incentives
+        assert d_w == d_l
+        np.testing.assert_allclose(Autodiff().rate(problem, w), problem.rate(w), rtol=1e-9)
+    assert differing > 5

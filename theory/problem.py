@@ -25,6 +25,7 @@ from theory.model import Context, Response, Sample, UnconstrainedFeatures, _as_r
 from theory.pulls import token_slopes
 
 Array = NDArray[np.floating[Any]]
+SAME = 1e-14  # relative: log-probabilities this close differ by the order of their sums
 RATE = Interval(low=0.0, open_low=False)
 _BLOCK = 4096  # rows of a large W widened to float64 at a time
 
@@ -252,6 +253,8 @@ class Problem:
         if isinstance(self.loss, MarginLoss):
             G = MarginForm(self.loss, a_ref - b_ref).slope(self.margins + moved)
             return G, G
+        # A model at its reference is there, not a rounding beside it: losses may have a kink at that place (DPOP).
+        a_ref, b_ref = (np.where(abs(x - r) <= SAME * (1 + abs(r)), x, r) for x, r in ((a, a_ref), (b, b_ref)))
         n_w, n_l = np.array([[len(y.tokens) for y in pair] for pair in self.pairs]).T
         return self.loss.incentives(Pair(a + moved, b, a_ref, b_ref, n_w, n_l, self.norm_ratios))
 

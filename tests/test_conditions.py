@@ -552,3 +552,71 @@ def test_bad_arguments(change, message):
     arguments: dict[str, Any] = {"model": model(), "loss": get("dpo")} | change
     with pytest.raises(ValueError, match=message):
         conditions(**arguments)
+
+
+# ---- after review
+
+
+def two_pairs(u_ref=None):
+    """Two prompts, pairs of different lengths and a shared first token."""
+    rng = np.random.default_rng(3)
+    samples = [Sample("x", ((0, 1, 2), (0, 3)), u_ref), Sample("z", ((1,), (2, 2, 0)), u_ref)]
+    contexts = [c for s in samples for c in _contexts(s)]
+    hidden = {c: rng.standard_normal(4) for c in contexts}
+    tokens = ("a", "b", "c", "d", "e")
+    return UnconstrainedFeatures.from_samples(rng.standard_normal((5, 4)), hidden, samples, tokens)
+
+
+def _contexts(sample):
+    return [(sample.prompt, y[:k]) for y in sample.responses for k in range(len(y))]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [get("beta_dpo", alpha=2.0), get("orpo_prompt", n_prompt=3.0), SFT(get("dpo"), 0.2, "batch_token")],
+    ids=repr,
+)
+def test_the_incentives_shown_are_those_of_the_whole_batch(loss):
+    model = two_pairs().with_parameters(*(x + 0.5 for x in (two_pairs().W, two_pairs().H * 1.1)))
+    problem = Problem.of(model, loss)
+    for i in (0, 1):
+        found = conditions(model, loss, i)
+        assert (float(found.ratio.d_w), float(found.ratio.d_l)) == tuple(float(d[0, i]) for d in problem.incentives)
+        assert float(found.ratio.r) == pytest.approx(float(found.band.r[0]), rel=1e-12)
+    alone = incentive_ratio(loss, Pair(-3.0, -2.0, -2.5, -2.5, 3, 2))
+    assert float(alone.d_w) != pytest.approx(float(problem.incentives[0][0, 0]), rel=1e-3)
+
+
+def test_squeezing_is_read_where_the_responses_part_and_in_names():
+    model = two_pairs()
+    found = conditions(model, get("dpo"))
+    # y+ = a b c, y- = a d: they part after `a`.
+    parting = squeezing(log_softmax(model.W @ model.H[model.context_row("x", (0,))]), 3)
+    assert found.squeezing.gains == parting.gains
+    np.testing.assert_allclose(found.squeezing.change, parting.change, rtol=1e-12)
+    first = squeezing(log_softmax(model.W @ model.H[model.context_row("x", ())]), 0)
+    assert not np.allclose(first.change, parting.change)
+    assert found.gainers == tuple("abcde"[z] for z in parting.gains)
+    assert f"lifts {', '.join(found.gainers)};" in str(found)
+
+
+@pytest.mark.parametrize("rates", [(0.7, 1.3), (1.0, 0.2), (0.0, 1.0), (1.0, 0.0)])
+def test_both_rates_count_in_a_sign_step(rates):
+    """By hand, from the gradients of autodiff: every parameter moves by its own rate."""
+    model = two_pairs()
+    problem = Problem.of(model, get("dpo", beta=0.7), *rates)
+    step = sign_first_step(problem)
+    unit = Problem.of(model, get("dpo", beta=0.7), 1.0, 1.0)
+    dW, dH = MEASURE.velocity(unit)
+    e = 1e-7
+    W, H = model.W + e * rates[0] * np.sign(dW[0]), model.H + e * rates[1] * np.sign(dH[0])
+    moved = model.with_parameters(W, H)
+    change = (moved.log_prob((0, 1, 2), "x") - model.log_prob((0, 1, 2), "x")) / e
+    assert float(step.change_w[0]) == pytest.approx(change, rel=1e-4, abs=1e-5)
+
+
+def test_a_link_that_levels_off_far_below_does_not_induce():
+    """phi -> -inf as t -> -inf is asked for; a link that comes to rest at -600, or falls too little, has no such limit."""
+    assert divergence_resistance(lambda ops, t: t).inducing
+    assert not divergence_resistance(lambda ops, t: ops.expm1(t)).inducing
+    assert not divergence_resistance(lambda ops, t: 1e-4 * t).inducing

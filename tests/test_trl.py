@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -503,3 +504,24 @@ def test_a_fixed_reference_keeps_the_claims_of_its_base():
         report = check_loss(loss)
         assert report.ok, str(report)
     assert from_trl("hinge", trainer="cpo", cpo_alpha=0.0) == ReferenceFree(get("gpo_hinge", beta=0.1))
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "config", "message"),
+    [
+        ("sigmoid", {"loss_weights": 1.0}, "loss_weights must be a list of numbers, got 1.0"),
+        (3, {}, "loss_type must be a name or a list of names, got 3"),
+        (None, {}, "loss_type must be a name or a list of names, got None"),
+        ("sigmoid", {"f_alpha_divergence_coef": "x"}, "f_alpha_divergence_coef must be a real number"),
+        ("sigmoid", {"use_weighting": "no"}, "use_weighting must be True or False, got 'no'"),
+        ("sigmoid", {"beta": "0.1"}, "beta must be a real number"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_named(loss_type, config, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        theory.losses.from_trl(loss_type, **config)
+
+
+def test_weights_may_be_an_array():
+    mixed = theory.losses.from_trl(["sigmoid", "sft"], loss_weights=np.array([0.8, 0.2]))
+    assert mixed == theory.losses.from_trl(["sigmoid", "sft"], loss_weights=[0.8, 0.2])

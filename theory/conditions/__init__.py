@@ -4,7 +4,7 @@ Each takes a `Problem` (one model, or a batch of one shape) and returns a frozen
 `conditions(model, loss)` puts them side by side for one model: why ln pi(y+) falls, and which remedy is enough.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Conditions(Record):
 
     rate_w, rate_l : d/dt of ln pi(y+) and ln pi(y-) under gradient flow of the whole objective; own_w : what the sample
     itself contributes to the first. squeezing : a push on y- alone, in the context where the responses part (None if y-
-    ends there). resistance : of a loss with a `link` (f-DPO).
+    ends there); gainers : names of tokens that it lifts. resistance : of a loss with a `link` (f-DPO).
     """
 
     title: str
@@ -80,6 +80,7 @@ class Conditions(Record):
     thresholds: Thresholds
     suffix: Suffix
     squeezing: Squeezing | None
+    gainers: tuple[str, ...]
     first_step: SignStep
     resistance: Resistance | None
 
@@ -106,7 +107,8 @@ class Conditions(Record):
             ("shared suffix", f"{self.suffix}"),
         ]
         if self.squeezing is not None:
-            rows.append(("push on y- alone", f"{self.squeezing}"))
+            above = f"to first order those with pi > {self.squeezing.threshold:.4g}"
+            rows.append(("push on y- alone", f"lifts {', '.join(self.gainers) or 'none'}; {above}"))
         if self.resistance is not None:
             rows.append(("f-divergence", f"{self.resistance}"))
         rows += [
@@ -165,20 +167,26 @@ def conditions(
     ratio_r = problem.norm_ratios[0, sample]
     a, b = (float(problem.log_prob(y)[0]) for y in (w, l))
     pair = Pair(*map(np.float64, (a, b, a_ref, b_ref, len(w.tokens), len(l.tokens), ratio_r)))
+    # The incentives of this sample among all: a loss may couple them.
+    d_w, d_l = (d[0, sample] for d in problem.incentives)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = replace(incentive_ratio(loss, pair), d_w=d_w, d_l=d_l, r=d_w / d_l)
     parting = next((k for k, t in enumerate(l.tokens) if k >= len(w.tokens) or w.tokens[k] != t), None)
     names = (" ".join(model.name(t) for t in y) for y in (chosen.preferred, chosen.dispreferred))
     link = getattr(loss, "link", None)
+    squeezed = None if parting is None else squeezing(problem.log_pi[0, l.rows[parting]], l.tokens[parting])
     return Conditions(
         f"{' > '.join(names)}, {loss!r}",
         float(problem.rate(w)[0]),
         float(problem.rate(l)[0]),
         float(problem.rate_by_sample(w)[0, sample]),
-        incentive_ratio(loss, pair),
+        ratio,
         gradient_entanglement(problem, sample),
         disentanglement_band(problem, sample),
         thresholds(problem, sample),
         suffix_condition(problem, sample),
-        None if parting is None else squeezing(problem.log_pi[0, l.rows[parting]], l.tokens[parting]),
+        squeezed,
+        () if squeezed is None else tuple(model.name(z) for z in squeezed.gains[:8]),
         sign_first_step(problem, sample),
         None if link is None else divergence_resistance(link),
     )

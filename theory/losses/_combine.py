@@ -151,6 +151,18 @@ class Sum(Combined):
             raise ValueError(f"weights must hold a number per loss ({len(self.losses)}, not 0), got {self.weights!r}")
         object.__setattr__(self, "weights", weights)
 
+    @property
+    def claims(self) -> Claims:  # type: ignore[override]
+        each = [(w, loss.claims) for w, loss in zip(self.weights, self.losses, strict=True) if w]
+        upright = all(w > 0 for w, _ in each)  # a negative weight turns a loss over
+        return Claims(
+            convex=upright and all(c.convex for _, c in each),
+            decreasing=upright and all(c.decreasing for _, c in each),
+            differentiable=all(c.differentiable for _, c in each),
+            reference_free=all(c.reference_free for _, c in each),
+            nonnegative=upright and all(c.nonnegative for _, c in each),
+        )
+
     def formula(self, ops: Ops, y: Pair) -> Any:
         first, *rest = (w * loss.formula(ops, y) for w, loss in zip(self.weights, self.losses, strict=True))
         return sum(rest, start=first)

@@ -106,9 +106,10 @@ def from_trl(loss_type: str | Sequence[str], *, trainer: str = "dpo", **config: 
     `alpha` applies to every loss_type of CPO, to summed log-probabilities for sigmoid and hinge; `bco_pair` has no
     delta; KTO and BCO are half the sum of the two terms, a mean over examples.
 
-    TRL's defects are not copied: eps of exo_pair rounded to float32; NaN of discopop, forward_kl and CPO's alpha where
-    an exponential overflows; the clamp of alpha_divergence at e^80; a crash of use_weighting with hinge; an unscored
-    token in the length when the prompt is empty.
+    TRL's defects are not copied: eps of exo_pair rounded to float32; NaN of discopop, forward_kl with sigmoid and CPO's
+    alpha where an exponential overflows; the clamp of alpha_divergence at e^80; a crash of use_weighting with hinge; an
+    unscored token in the length when the prompt is empty. (Where both log-ratios are below -700, forward_kl and alpha
+    with other loss types still have no value that a float could hold, and are NaN.)
 
     ValueError where TRL refuses, for options it does not know, and for the few combinations that a loss of one
     sample's tokens cannot express: ld_alpha or use_weighting with sft or aot (which couple the batch) or with each
@@ -116,6 +117,8 @@ def from_trl(loss_type: str | Sequence[str], *, trainer: str = "dpo", **config: 
     """
     if trainer not in DEFAULTS:
         raise ValueError(unknown("trainer", trainer, DEFAULTS))
+    if not isinstance(loss_type, str | Sequence):
+        raise ValueError(f"loss_type must be a name or a list of names, got {loss_type!r}")
     types = [loss_type] if isinstance(loss_type, str) else list(loss_type)
     for name in types:
         if name not in LOSS_TYPES[trainer]:
@@ -127,10 +130,25 @@ def from_trl(loss_type: str | Sequence[str], *, trainer: str = "dpo", **config: 
             raise ValueError(unknown(f"option of trainer {trainer!r}", option, DEFAULTS[trainer]))
     if trainer != "dpo" and len(types) != 1:
         raise ValueError(f"loss_type must be one name for trainer {trainer!r}, got {loss_type!r}")
-    c = DEFAULTS[trainer] | config
+    c = DEFAULTS[trainer] | {name: _option(name, value, DEFAULTS[trainer][name]) for name, value in config.items()}
     if trainer == "dpo":
         return _dpo(types, c)
     return {"cpo": _cpo, "orpo": _orpo, "kto": _kto, "bco": _bco}[trainer](types[0], c)
+
+
+def _option(name: str, value: Any, default: Any) -> Any:
+    """The value, if it is of the kind that the option's default is."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, got {value!r}")
+        return value
+    if isinstance(default, float | int):
+        return check_number(value, name, REAL)
+    if name == "loss_weights" and value is not None:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise ValueError(f"loss_weights must be a list of numbers, got {value!r}")
+        return [check_number(w, "loss_weights", REAL) for w in value]
+    return value
 
 
 def _warn(trainer: str, types: Iterable[str], c: Options, read: set[str]) -> None:

@@ -625,7 +625,7 @@ def test_a_model_at_its_reference_is_exactly_there():
 def test_a_sum_claims_what_its_weights_leave():
     nll = get("nll")
     turned = Sum((DPO, nll), (-1.0, 1.0)).claims
-    assert not (turned.convex or turned.decreasing or turned.nonnegative)
+    assert (turned.convex, turned.decreasing, turned.nonnegative) == (False, False, False)
     assert Sum((DPO, nll), (0.0, 1.0)).claims.reference_free  # DPO takes no part
     assert not Sum((DPO, nll), (1.0, 1.0)).claims.reference_free
     assert Sum((DPO, nll), (1.0, 2.0)).claims.convex

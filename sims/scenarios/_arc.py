@@ -28,12 +28,19 @@ End = Literal["margin", "stationary", "budget", "float"]
 
 RTOL, ATOL = 1e-9, 1e-10
 PER_STEP = 12  # points kept of every step of the solver
-STILL = 1e-250  # of the largest |g| so far: below it the flow stands still
+FLOOR = 1e-290  # |g| below this has lost its direction to underflow
+FADED = 1e-100  # of the largest |g| so far: what vanishes from below this has underflowed, not come to rest
 SHORT = 1e-6  # a step of the solver below this: held at a kink or a minimum
 MAX_GRADIENTS = 450  # of the solver; smooth curves take 100 to 250
 STRIDES = 150  # implicit steps that the margin asked for is cut into; no ln pi moves further than that in one
 MAX_STEPS = 250
 TINY = float(np.finfo(float).tiny)
+
+
+def length(g: Array) -> Array:
+    """Norms along the last axis without squares that underflow."""
+    largest = np.abs(g).max(-1, keepdims=True)
+    return largest[..., 0] * np.linalg.norm(g / np.where(largest > 0, largest, 1.0), axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +83,7 @@ class Landscape:
 
     def speed(self, x: Array) -> Array:
         """(B,) |g|."""
-        return np.linalg.norm(self.gradient(x), axis=1)
+        return length(self.gradient(x))
 
     def pair_gradients(self, x: Array) -> Array:
         """(2, S, size) of ln pi(y+) and of ln pi(y-) of every sample at x (size,)."""
@@ -131,8 +138,13 @@ def walk(land: Landscape, margin: float, per_step: int = PER_STEP) -> Walk:
     if end is not None:
         return Walk(x, log_times, end, 0)
     more, tau, end = _by_steps(land, x[-1], margin, fastest)
-    later = np.logaddexp(log_times[-1], np.log(np.cumsum(tau)))
-    return Walk(np.concatenate([x, more]), np.concatenate([log_times, later]), end, len(more))
+    times = np.logaddexp.accumulate(np.append(log_times[-1], np.log(tau)))
+    return Walk(np.concatenate([x, more]), np.concatenate([log_times[:-1], times]), end, len(more))
+
+
+def _vanished(speed: float, fastest: float) -> End:
+    """Why a gradient that was last seen at this speed is gone."""
+    return "float" if speed <= FADED * fastest else "stationary"
 
 
 def _clock(s: Array, speed: Array) -> Array:
@@ -151,11 +163,12 @@ def _by_solver(land: Landscape, margin: float, per_step: int) -> tuple[Array, Ar
 
     def field(_: float, x: Array) -> Array:
         g = land.gradient(x[None])[0]
-        return -g / max(float(np.linalg.norm(g)), TINY)
+        return -g / max(float(length(g)), TINY)
 
     gained = lambda x: float(land.change(x[None])[0][0])  # noqa: E731
     solver = DOP853(field, 0.0, land.start[0], np.inf, rtol=RTOL, atol=ATOL)
-    s, x, end, fastest = [0.0], [land.start[0]], None, float(land.speed(land.start)[0])
+    speed = fastest = float(land.speed(land.start)[0])
+    s, x, end = [0.0], [land.start[0]], None
     while end is None and solver.nfev < MAX_GRADIENTS:
         solver.step()
         if solver.status != "running" or float(solver.step_size or 0.0) < SHORT:
@@ -168,24 +181,24 @@ def _by_solver(land: Landscape, margin: float, per_step: int) -> tuple[Array, Ar
         at = np.linspace(float(solver.t_old), last, per_step + 1)[1:]  # type: ignore[arg-type]
         s += list(at)
         x += list(curve(at).T)
-        speed = float(land.speed(solver.y[None])[0])
+        before, speed = speed, float(land.speed(solver.y[None])[0])
         fastest = max(fastest, speed)
-        if end is None and speed <= STILL * fastest:
-            end = "stationary"
+        if end is None and speed <= FLOOR:
+            end = _vanished(speed or before, fastest)
     if end is None:  # a loss that is flat beyond its kink stands still there
         ahead = x[-1] + max(10 * SHORT, 10 * float(solver.step_size or 0.0)) * field(0.0, x[-1])
-        if float(land.speed(ahead[None])[0]) <= STILL * fastest:
-            end = "stationary"
-            x.append(_edge(land, x[-1], ahead, STILL * fastest))
+        if float(land.speed(ahead[None])[0]) <= FLOOR:
+            end = _vanished(speed, fastest)
+            x.append(_edge(land, x[-1], ahead))
             s.append(s[-1] + float(np.linalg.norm(x[-1] - x[-2])))
     return np.array(s), np.array(x), end, fastest
 
 
-def _edge(land: Landscape, moving: Array, still: Array, speed: float) -> Array:
+def _edge(land: Landscape, moving: Array, still: Array) -> Array:
     """Where the gradient vanishes between two points, by bisection; still on the moving side."""
     for _ in range(30):
         middle = (moving + still) / 2
-        moving, still = (moving, middle) if float(land.speed(middle[None])[0]) <= speed else (middle, still)
+        moving, still = (moving, middle) if float(land.speed(middle[None])[0]) <= FLOOR else (middle, still)
     return moving
 
 
@@ -198,7 +211,7 @@ def _by_steps(land: Landscape, x: Array, margin: float, fastest: float) -> tuple
     differences over the length of a step: a kink within that length looks like strong curvature, which stops the step.
     """
     stride = margin / STRIDES
-    points, durations, tau, moved = [x], [], stride / fastest**2, []
+    points, durations, moved, tau, speed = [x], [], [], 0.0, 0.0
     done = lambda end: (np.array(points[1:]).reshape(-1, land.size), np.array(durations), end)  # noqa: E731
     for _ in range(MAX_STEPS):
         J = land.pair_gradients(x).reshape(-1, land.size)
@@ -207,8 +220,10 @@ def _by_steps(land: Landscape, x: Array, margin: float, fastest: float) -> tuple
         g = land.gradient(np.concatenate([x[None], x + reach * V, x - reach * V]))
         if not np.isfinite(g).all():
             return done("float")
-        if float(np.linalg.norm(g[0])) <= STILL * fastest:
-            return done("stationary")
+        before, speed = speed, float(length(g[0]))
+        if speed <= FLOOR:
+            return done(_vanished(speed or before, fastest))
+        tau = tau or reach / speed
         Q = (g[1 : len(V) + 1] - g[len(V) + 1 :]) @ V.T / (2 * reach)
         values, basis = np.linalg.eigh((Q + Q.T) / 2)
         inside = basis.T @ (V @ g[0])  # the gradient in the plane, in its principal directions

@@ -26,7 +26,7 @@ from sims.scenarios._compared import SEQUENCE_KAPPA, data_set, sequences, single
 from sims.scenarios._kinds import Kind, kind, start_ratio
 from sims.scenarios.no_never_yes import KAPPA
 from theory import UnconstrainedFeatures
-from theory._check import POSITIVE, SolverError, check_count, check_number, unknown
+from theory._check import POSITIVE, check_count, check_number, unknown
 from theory.losses import LOSSES, Loss, MarginLoss, Pair
 
 Array = NDArray[np.float64]
@@ -34,6 +34,7 @@ Status = Literal["none", "transient", "permanent", "unrecovered", "stationary"]
 
 CURVE_POINTS = 200  # of each curve kept in the record
 ROUNDING = 1e-9  # nats: a fall smaller than this is none
+CLEAR = 1e-3  # nats: a walk that rests no further beyond a margin has not reached it in any time it could tell
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class Course:
     depth, depth_margin : lowest ln pi(y+) minus its start (<= 0), and the margin gained there.
     status : "none"; "transient": below its start, and back at the end; "permanent": below it where the loss is at rest;
         "unrecovered": below it when the walk ended otherwise; "stationary": nothing moves.
-    end : what ended the walk: the margin asked for, rest (a minimum, or a gradient that underflows), the budget of
-        gradients (near a minimum that is only approached, or sliding along a kink), or a gradient beyond float range.
-    log_time : ln t at which the margin `reach` is gained; inf if it never is.
+    end : what ended the walk: the margin asked for, rest (a minimum, or a loss that is flat from here), the budget of
+        gradients (near a minimum that is only approached, or sliding along a kink), or a gradient beyond float range
+        (too large, or still falling where it underflows).
+    log_time : ln t at which the margin `reach` is gained; inf if it never is, or by less than 1e-3 nats.
     gainer : token whose probability rose most in the context where the y+ of the first pair lost most, by the trough
         (by the end if there is none); with its probability at the start and then.
     off_curve : largest distance of ln pi(y+) to the common curve at equal margin; None with several pairs.
@@ -182,7 +184,7 @@ def compare(
     losses: Iterable[str | Loss] | Mapping[str, str | Loss] | None = None,
     scenarios: Iterable[str] | None = None,
     margin: float | None = None,
-    reach: float = 5.0,
+    reach: float = 4.0,
     workers: int = 1,
 ) -> Comparison:
     """Walk every loss on every scenario.
@@ -196,7 +198,7 @@ def compare(
 
     Raises ValueError for unknown names and numbers out of range.
     """
-    names = list(SCENARIOS if scenarios is None else scenarios)
+    names = list(dict.fromkeys(SCENARIOS if scenarios is None else scenarios))
     for name in names:
         if name not in SCENARIOS:
             raise ValueError(unknown("scenario", name, SCENARIOS))
@@ -295,8 +297,8 @@ def _course(job: tuple[str, str, Loss, float, float, Common | None]) -> Course |
     try:
         land = Landscape.of(scenario.model(), loss, 1.0, scenario.eta_h)
         return measure(land, walk(land, margin), name, label, reach, common)
-    except (ValueError, SolverError) as error:
-        return name, label, str(error)
+    except Exception as error:  # the loss may be a user's: the others go on
+        return name, label, f"{type(error).__name__}: {error}"
 
 
 def measure(land: Landscape, found: Walk, scenario: str, label: str, reach: float, common: Common | None) -> Course:
@@ -323,7 +325,7 @@ def measure(land: Landscape, found: Walk, scenario: str, label: str, reach: floa
         end=found.end,
         final_margin=float(gained[-1]),
         final_change=float(change[-1]),
-        log_time=_log_time_at(gained, found.log_times, reach),
+        log_time=_log_time_at(found, gained, reach),
         gainer=who,
         gainer_start=before,
         gainer_then=then,
@@ -364,12 +366,11 @@ def _gainer(land: Landscape, x: Array) -> tuple[str, float, float]:
     return land.model.name(z), float(before[z]), float(then[z])
 
 
-def _log_time_at(gained: Array, log_times: Array, reach: float) -> float:
-    """ln t at which `reach` nats are first gained, interpolated; inf if never."""
-    after = np.nonzero(gained >= reach)[0]
-    if not after.size:
+def _log_time_at(found: Walk, gained: Array, reach: float) -> float:
+    """ln t at which `reach` nats are first gained, interpolated; inf if never, or at a minimum approached for ever."""
+    i, log_times = int((gained >= reach - 1e-9).argmax()), found.log_times
+    if gained.max() < reach + (-1e-9 if found.end == "margin" else CLEAR):
         return float("inf")
-    i = int(after[0])
     if i == 1:  # ln t is -inf at the start: time itself is all but linear there
         return float(log_times[1] + np.log(reach / gained[1]))
     share = (reach - gained[i - 1]) / (gained[i] - gained[i - 1])

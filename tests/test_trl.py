@@ -432,7 +432,7 @@ def test_an_ignored_option_is_said_to_be(loss_type, config):
         ("simpo", {}, "trainer='cpo'"),
         ("sigmoid", {"trainer": "dpoo"}, "did you mean"),
         ("sigmoid", {"labelsmoothing": 0.1}, "did you mean 'label_smoothing'"),
-        ("sigmoid", {"rpo_alpha": 1.0}, "unknown option"),
+        ("sigmoid", {"rpo_alpha": 1.0}, "rpo_alpha is loss_type="),
         ("sigmoid", {"beta": -0.1}, r"beta must be in \(0, inf\)"),
         ("exo_pair", {}, "label_smoothing must be > 0"),
         ("nca_pair", {"f_divergence_type": "forward_kl"}, "f_divergence_type must be 'reverse_kl'"),

@@ -52,6 +52,12 @@ DEFAULTS: dict[str, Options] = {
     "bco": {"beta": 0.1, "delta": 0.0},
 }
 
+# What earlier versions of TRL had as options.
+ELSEWHERE = {
+    "rpo_alpha": 'loss_type=["sigmoid", "sft"] with loss_weights=[1.0, rpo_alpha] in this version of TRL',
+    "reference_free": "no option of this version of TRL; reference-free losses: cpo, simpo, orpo, slic",
+}
+
 # DPOTrainer: the class of each loss_type, and which option is which of its parameters.
 DPO_LOSSES: dict[str, tuple[Any, dict[str, str]]] = {
     "sigmoid": (DPO, {"beta": "beta"}),
@@ -122,12 +128,16 @@ def from_trl(loss_type: str | Sequence[str], *, trainer: str = "dpo", **config: 
     types = [loss_type] if isinstance(loss_type, str) else list(loss_type)
     for name in types:
         if name not in LOSS_TYPES[trainer]:
-            others = [t for t, names in LOSS_TYPES.items() if name in names]
-            hint = f"; it is one of trainer={others[0]!r}" if others else ""
-            raise ValueError(unknown(f"loss_type of trainer {trainer!r}", name, LOSS_TYPES[trainer]) + hint)
+            for other, names in LOSS_TYPES.items():
+                if name in names:
+                    raise ValueError(f"loss_type {name!r} is one of trainer={other!r}, got trainer={trainer!r}")
+            raise ValueError(unknown(f"loss_type of trainer {trainer!r}", name, LOSS_TYPES[trainer]))
     for option in config:
+        if option in ELSEWHERE:
+            raise ValueError(f"{option} is {ELSEWHERE[option]}")
         if option not in DEFAULTS[trainer]:
-            raise ValueError(unknown(f"option of trainer {trainer!r}", option, DEFAULTS[trainer]))
+            rest = "; only options that change the loss are taken, leave others out"
+            raise ValueError(unknown(f"option of trainer {trainer!r}", option, DEFAULTS[trainer]) + rest)
     if trainer != "dpo" and len(types) != 1:
         raise ValueError(f"loss_type must be one name for trainer {trainer!r}, got {loss_type!r}")
     c = DEFAULTS[trainer] | {name: _option(name, value, DEFAULTS[trainer][name]) for name, value in config.items()}

@@ -162,6 +162,50 @@ class Raises(Wrong):
 
 
 @dataclass(frozen=True)
+class ReturnsNothing(Wrong):
+    def formula(self, ops, y):
+        -ops.log_sigmoid(self.beta * y.m)
+
+
+@dataclass(frozen=True)
+class ReturnsATuple(Wrong):
+    def formula(self, ops, y):
+        return (-ops.log_sigmoid(self.beta * y.m),)
+
+
+@dataclass(frozen=True)
+class ReturnsText(Wrong):
+    def formula(self, ops, y):
+        return "-ln sigmoid"
+
+
+@dataclass(frozen=True)
+class UsesNumpy(Wrong):
+    """Runs on arrays, and on nothing else."""
+
+    def formula(self, ops, y):
+        return np.logaddexp(0.0, -self.beta * y.m)
+
+    def latex(self):
+        return "x"
+
+
+@dataclass(frozen=True)
+class InfiniteSlope(Wrong):
+    """ln |G| is a sum of two parts that overflow."""
+
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.beta * y.m)
+
+    def closed_slope(self, ops, y):
+        return self.beta * ops.sigmoid(-self.beta * y.m)
+
+    def closed_log_slope(self, ops, y):
+        z = self.beta * y.m
+        return ops.log(self.beta) - z - ops.log(1 + ops.exp(z)) + z + ops.exp(z) - ops.exp(z)
+
+
+@dataclass(frozen=True)
 class LogSlopeUnderflows(SlopeTwiceTooLarge):
     """Right wherever float64 can see the slope, and -inf where it cannot."""
 
@@ -451,6 +495,37 @@ class BatchesMix(WrongBatch):
 
 
 @dataclass(frozen=True)
+class BatchPushesBack(WrongBatch):
+    """DPO for a sample alone; beside others, a margin above their mean is pushed down."""
+
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.beta * (3 * ops.mean(y.m) - 2 * y.m))
+
+
+@dataclass(frozen=True)
+class BatchNegative(WrongBatch):
+    """Never negative for a sample alone."""
+
+    claims = Claims(decreasing=False)
+
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.z(y)) - 0.1 * (y.m - ops.mean(y.m)) ** 2
+
+
+@dataclass(frozen=True)
+class BatchCentred(WrongBatch):
+    """Right: what is subtracted is constant for the gradient, and 0 for a sample alone (as is its reference then)."""
+
+    def formula(self, ops, y):
+        return -ops.log_sigmoid(self.beta * (y.m - ops.detach(ops.mean(y.m))))
+
+
+@dataclass(frozen=True)
+class BatchSaysReferenceFree(BatchCentred):
+    claims = Claims(reference_free=True)
+
+
+@dataclass(frozen=True)
 class BatchOfStrangers(WrongBatch):
     """Coupled in name only."""
 
@@ -520,6 +595,81 @@ class TokensConcave(WrongTokens):
 
 
 @dataclass(frozen=True)
+class TokensAddReference(WrongTokens):
+    def z(self, y):
+        w, l = y.responses[:2]
+        return self.beta * ((w.log_prob + w.ref).sum(-1) - (l.log_prob + l.ref).sum(-1))
+
+
+@dataclass(frozen=True)
+class TokensAddOneReference(WrongTokens):
+    def z(self, y):
+        w, l = y.responses[:2]
+        return self.beta * ((w.log_prob - w.ref).sum(-1) - (l.log_prob + l.ref).sum(-1))
+
+
+@dataclass(frozen=True)
+class TokensForgetBeta(WrongTokens):
+    def z(self, y):
+        w, l = y.responses[:2]
+        return self.beta * (w.log_prob.sum(-1) - l.log_prob.sum(-1)) - (w.ref.sum(-1) - l.ref.sum(-1))
+
+
+@dataclass(frozen=True)
+class TokensPerToken(WrongTokens):
+    """Right."""
+
+    def z(self, y):
+        w, l = y.responses[:2]
+        return self.beta * (w.log_ratio.sum(-1) / w.n - l.log_ratio.sum(-1) / l.n)
+
+
+@dataclass(frozen=True)
+class TokensSwapLengths(WrongTokens):
+    def z(self, y):
+        w, l = y.responses[:2]
+        return self.beta * (w.log_ratio.sum(-1) / l.n - l.log_ratio.sum(-1) / w.n)
+
+
+@dataclass(frozen=True)
+class TokensOfMargin(WrongTokens):
+    """Right."""
+
+    def margin(self, sample):
+        return MarginForm(DPO(self.beta), sample.reference_margin)
+
+
+@dataclass(frozen=True)
+class TokensOfMarginAndKL(TokensOfMargin):
+    def z(self, y):
+        return self.beta * (y.pair.m - 2 * (y.responses[1].kl.sum(-1) - y.responses[0].kl.sum(-1)))
+
+
+@dataclass(frozen=True)
+class TokensOfAnotherMargin(TokensOfMargin):
+    def z(self, y):
+        return 2 * self.beta * y.pair.m
+
+
+@dataclass(frozen=True)
+class TokensHinge(WrongTokens):
+    def formula(self, ops, y):
+        return ops.relu(1 - self.z(y))
+
+
+@dataclass(frozen=True)
+class TokensHingeSaid(TokensHinge):
+    """Right."""
+
+    claims = Claims(differentiable=False)
+
+
+@dataclass(frozen=True)
+class TokensCoupled(WrongTokens):
+    coupled = True
+
+
+@dataclass(frozen=True)
 class TokensUnprinted(WrongTokens):
     tex = ""
 
@@ -540,7 +690,12 @@ PLANTED = {
     NotOfTheMargin: ("depends on the margin alone", "derive from Loss"),
     DeniesTooMuch: ("convex", "no counter-example was found"),
     NegativeSomewhere: ("non-negative", "l < 0"),
-    Raises: ("values", "AttributeError"),
+    Raises: ("formula", "known: exp, expm1, log, "),
+    ReturnsNothing: ("the formula gives a number", "it returned None: is `return` missing?"),
+    ReturnsATuple: ("the formula gives a number", "it returned a tuple of 1"),
+    ReturnsText: ("the formula gives a number", "it returned '-ln sigmoid', not a real number"),
+    UsesNumpy: ("slopes", "formula may use only arithmetic and ops.*"),
+    InfiniteSlope: ("ln|G| is never NaN or inf", "nan at u = "),
     LogSlopeUnderflows: ("ln|G| far out agrees with many digits", "-inf, by many digits"),
     LogSlopeOfAnother: ("closed_log_slope is ln|closed_slope|", "worst"),
     NoName: ("name", "set the class attribute `name`"),
@@ -575,6 +730,9 @@ PLANTED = {
     PythonAbs: ("numpy, torch and 50 digits agree", "numpy at a = "),
     BatchInOrder: ("a batch has no order", "another order changes the mean"),
     BatchesMix: ("batches stay apart", "average along the last axis alone"),
+    BatchPushesBack: ("decreasing", "beside others with m = "),
+    BatchNegative: ("nonnegative", "< 0 in a batch with m = "),
+    BatchSaysReferenceFree: ("reference_free", "the loss depends on the reference, at a batch with m = "),
     BatchOfStrangers: ("coupled", "drop `coupled`"),
     BatchGradientLost: ("gradient of the batch", "d/da of sample"),
     TokensSwapped: ("decreasing", "the loss pushes a token of y+ down at group"),
@@ -583,6 +741,14 @@ PLANTED = {
     TokensGradientLost: ("gradients: autodiff, differences", "entry"),
     TokensWithoutReference: ("reference_free", "the loss ignores the reference, but the claim is False"),
     TokensConcave: ("convex", "the loss is concave at group"),
+    TokensAddReference: ("the references are subtracted", "the reference of y+ has the wrong sign"),
+    TokensAddOneReference: ("the references are subtracted", "the reference of y- has the wrong sign"),
+    TokensForgetBeta: ("the references are subtracted", "the reference of y+ is not multiplied by beta"),
+    TokensSwapLengths: ("lengths", "ln pi(y+) is divided by |y-|"),
+    TokensOfMarginAndKL: ("margin(sample) is the loss", "the loss looks at kl as well"),
+    TokensOfAnotherMargin: ("margin(sample) is the loss", "for 2 and 2 tokens they differ by "),
+    TokensHinge: ("differentiable", "claimed, but the slope jumps by "),
+    TokensCoupled: ("coupled", "has no batch"),
     TokensUnprinted: ("LaTeX", "set the class attribute `tex`"),
 }
 
@@ -591,7 +757,9 @@ ONE_FAULT = [
     AddsTheReference, BetaLeftOutOfTheReference, NoExamples, PairConcave, PairKink, PairForgetsReference,
     PairAddsReferences, PairSwapsReferences, PairSaysReferenceFree, PairSwapsLengths, PairDeniesTooMuch, BowlHidesMinimum,
     WrongMarginForm, BatchInOrder, BatchOfStrangers, TokensSwapped, TokensOfOneSample,
-    TokensWithoutReference, TokensUnprinted,
+    TokensWithoutReference, TokensUnprinted, TokensAddReference, TokensAddOneReference, TokensForgetBeta,
+    TokensSwapLengths, TokensOfMarginAndKL, TokensOfAnotherMargin, TokensHinge, TokensCoupled, BatchPushesBack,
+    BatchNegative, BatchSaysReferenceFree, ReturnsNothing, ReturnsATuple, ReturnsText,
 ]  # fmt: skip
 
 
@@ -622,9 +790,41 @@ def test_one_fault_has_one_diagnosis(planted):
     assert {c.name.split(" (")[0] for c in failures} == {failures[0].name.split(" (")[0]}, failures
 
 
-@pytest.mark.parametrize("right", [WrongPair(), Bowl(), WrongTokens(), replace(WrongPair(), beta=2.0)], ids=repr)
+RIGHT = [
+    WrongPair(), Bowl(), WrongTokens(), replace(WrongPair(), beta=2.0), BatchCentred(), TokensPerToken(), TokensOfMargin(),
+    TokensHingeSaid(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("right", RIGHT, ids=repr)
 def test_what_the_faults_are_planted_in_passes(right):
     check_loss(right).raise_if_failed()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        get("slic", delta=0.05),
+        get("rebel", eta=0.023, reward_gap=-0.62),
+        get("nca", beta=0.0012),
+        get("cpo", beta=0.0019, eps=0.033),
+        get("aot_unpaired", beta=0.0015, eps=0.008),
+        get("simpo", beta=0.0345, gamma=11.6, eps=0.41),
+        get("exo", beta=0.3, eps=0.49),
+        get("alphapo", beta=0.45, gamma=0.0014, alpha=7.5),
+        get("sparse_po", beta=1.37, lam_u=9.7, lam_d=14.6),
+    ],
+    ids=repr,
+)
+def test_unusual_parameters_are_looked_at_on_their_own_scale(loss):
+    check_loss(loss).raise_if_failed()
+
+
+def test_claims_of_a_batch_say_where_they_were_tried():
+    details = {c.name: c.detail for c in check_loss(BatchCentred()).checks}
+    assert details["convex"] == "claimed, holds (in a batch of one)"
+    assert details["differentiable"] == "claimed, holds (in a batch of one)"
+    assert details["decreasing"] == details["nonnegative"] == "claimed, holds"
 
 
 @pytest.mark.parametrize(
@@ -633,6 +833,7 @@ def test_what_the_faults_are_planted_in_passes(right):
         SFT(get("dpo"), 0.3),
         SFT(get("ipo"), 0.3, per="token"),
         SFT(get("dpo"), 0.3, per="batch_token"),
+        SFT(get("chi_po"), 0.3, per="batch_token"),
         PerToken(get("ipo")),
         Weighted(get("gpo_hinge"), 1.0, 2.0),
         Weighted(get("dpo"), 0.4, 0.4),
@@ -763,6 +964,7 @@ def test_examples_that_fail_are_a_failed_check(tmp_path, capsys):
         ("x = 1\nclass A:\n", "line 2: expected an indented block"),
         ("x = 1\n\ny = x / 0\n", "line 3: ZeroDivisionError"),
         ("import no_such_module\n", "line 1: ModuleNotFoundError"),
+        ("import sys\nsys.exit(0)\n", "line 2: SystemExit: 0"),
         ("from theory.losses import MarginLoss\n", "defines no loss"),
         ("from theory.losses import Loss\nclass _Mine(Loss): ...\n", "defines no loss"),
         (TEMPLATE.read_text(encoding="utf-8"), "unknown loss 'MyLos'; did you mean 'MyLoss'?"),
@@ -775,6 +977,13 @@ def test_a_file_without_the_loss_exits_with_2(source, words, tmp_path, capsys):
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
+
+
+def test_a_relative_path_has_line_numbers_too(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text("\nimport no_such_module\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["check-loss", "mine.py"]) == 2
+    assert "line 2: ModuleNotFoundError" in capsys.readouterr().err
 
 
 def test_usage_of_the_command(tmp_path, capsys):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from theory.losses import Loss, Pair
-from theory.ops import DUAL, MPMATH, NUMPY, Dual
+from theory.ops import DUAL, MPMATH, Dual, NumpyOps
 
 Array = NDArray[np.float64]
 
@@ -148,7 +148,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class FrozenOps:
+class FrozenOps(NumpyOps):
     """numpy, with every `detach` held at what it was when this was made: differences then respect stop-gradients.
 
     The first call of a formula records what it detaches; later calls, at points beside, get the recorded values.
@@ -169,9 +169,6 @@ class FrozenOps:
         self._next += 1
         return self._held[self._next - 1]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(NUMPY, name)
-
 
 def differences(formula: Callable[[Any, Any], Any], x: Array, step: float = 1e-5) -> Array:
     """The gradient of `sum formula(ops, x)` at x by central differences, fourth order; stop-gradients respected."""
@@ -190,3 +187,20 @@ def is_combinator(loss: Loss) -> bool:
     """Whether it is made of other losses, its fields."""
     values = [getattr(loss, f.name) for f in dataclasses.fields(loss)] if dataclasses.is_dataclass(loss) else []
     return any(isinstance(x, Loss) for v in values for x in (v if isinstance(v, tuple) else (v,)))
+
+
+def no_memory(loss: Loss, points: list[Any]) -> Check:
+    """The same value twice, other points between; parameters untouched."""
+    before = repr(loss)
+    first = [np.array(loss.value(y)) for y in points]
+    again = [np.array(loss.value(y)) for y in reversed(points)][::-1]
+    moved = [i for i, (x, z) in enumerate(zip(first, again, strict=True)) if not np.array_equal(x, z, equal_nan=True)]
+    cause = ""
+    if moved:
+        cause = f"two calls at one point gave {float(first[moved[0]].ravel()[0]):g} and "
+        cause += (
+            f"{float(again[moved[0]].ravel()[0]):g}: the formula keeps state; it must be a function of its arguments"
+        )
+    elif repr(loss) != before:
+        cause = f"evaluating changed the loss from {before} to {loss!r}"
+    return Check("no memory", not cause, cause)

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from theory.check._base import Check, is_combinator
-from theory.losses import Loss, TokenLoss
+from theory.check._base import Check, is_combinator, near_pairs
+from theory.check._token import group
+from theory.losses import Loss, Pair, TokenLoss
+from theory.ops import NUMPY
 
 
 def contract(loss: Loss) -> Iterator[Check]:
@@ -30,6 +32,24 @@ def contract(loss: Loss) -> Iterator[Check]:
     latex = loss.latex()
     detail = "set the class attribute `tex`" if isinstance(loss, TokenLoss) else "latex() is empty"
     yield Check("LaTeX", len(latex) > 0, latex or detail)
+
+
+def formula(loss: Loss) -> Iterator[Check]:
+    """It can be evaluated, and gives a number."""
+    if isinstance(loss, TokenLoss) and loss.coupled:
+        detail = "a TokenLoss sees one sample and has no batch: drop `coupled`, or derive from Loss"
+        yield Check("coupled", False, detail)
+        return
+    y: Any = group(0) if isinstance(loss, TokenLoss) else Pair(*map(np.float64, near_pairs()[0]))
+    seen = loss.formula(NUMPY, y)
+    cause = ""
+    if seen is None:
+        cause = "it returned None: is `return` missing?"
+    elif isinstance(seen, tuple | list):
+        cause = f"it returned a {type(seen).__name__} of {len(seen)}, not a number: a comma or brackets too many?"
+    elif np.asarray(seen).dtype.kind not in "fiu":
+        cause = f"it returned {seen!r}, not a real number"
+    yield Check("the formula gives a number", not cause, cause)
 
 
 def _is_number(value: Any) -> bool:
@@ -61,20 +81,3 @@ def _refuses_nan(loss: Loss, names: list[str]) -> Check:
             taken.append(name)
     detail = f"accepted by {', '.join(taken)}: do not override __post_init__ without checks" if taken else ""
     return Check("NaN parameters are refused", not taken, detail)
-
-
-def no_memory(loss: Loss, points: list[Any]) -> Check:
-    """The same value twice, other points between; parameters untouched."""
-    before = repr(loss)
-    first = [np.array(loss.value(y)) for y in points]
-    again = [np.array(loss.value(y)) for y in reversed(points)][::-1]
-    moved = [i for i, (x, z) in enumerate(zip(first, again, strict=True)) if not np.array_equal(x, z, equal_nan=True)]
-    cause = ""
-    if moved:
-        cause = f"two calls at one point gave {float(first[moved[0]].ravel()[0]):g} and "
-        cause += (
-            f"{float(again[moved[0]].ravel()[0]):g}: the formula keeps state; it must be a function of its arguments"
-        )
-    elif repr(loss) != before:
-        cause = f"evaluating changed the loss from {before} to {loss!r}"
-    return Check("no memory", not cause, cause)

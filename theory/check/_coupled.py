@@ -15,6 +15,52 @@ def batch(n: int = 5, seed: int = 3) -> Pair:
     return Pair(a, b, a_ref, b_ref, rng.integers(2, 9, n) * 1.0, rng.integers(2, 9, n) * 1.0, rng.uniform(0.5, 2, n))
 
 
+def batches(n: int, k: int = 300) -> Pair:
+    """k batches of n samples whose log-probabilities lie anywhere from -0.01 to -100."""
+    rng = np.random.default_rng(n)
+    a, b, a_ref, b_ref = -np.exp(rng.uniform(np.log(0.01), np.log(100), size=(4, k, n)))
+    n_w, n_l = rng.integers(2, 9, size=(2, k, n)) * 1.0
+    return Pair(a, b, a_ref, b_ref, n_w, n_l, rng.uniform(0.5, 2, size=(k, n)))
+
+
+def pushed_back(loss: Loss) -> str:
+    """A batch of two or more whose mean falls if some y+ is made less likely, or some y- more."""
+    for n in (2, 3, 5):
+        y = batches(n)
+        d = np.stack(loss.incentives(y))
+        floor = 1e-9 * np.abs(d).max(axis=(0, 2))[:, None]
+        for d_i, words in zip(d, ("pushes y+ down", "pushes y- up"), strict=True):
+            broken = d_i < -floor
+            if broken.any():
+                i, j = np.unravel_index(broken.argmax(), broken.shape)
+                own, others = f"{y.m[i, j]:.3g}", ", ".join(f"{m:.3g}" for m in np.delete(y.m[i], j))
+                return f"the loss {words} ({d_i[i, j]:.3g}) of a sample with m = {own} beside others with m = {others}"
+    return ""
+
+
+def negative(loss: Loss) -> str:
+    """A batch of two or more whose mean is negative."""
+    for n in (2, 3, 5):
+        y = batches(n)
+        l = np.mean(loss.value(y), axis=-1)
+        if np.nanmin(l) < -1e-12:
+            margins = ", ".join(f"{m:.3g}" for m in y.m[np.nanargmin(l)])
+            return f"the loss is {np.nanmin(l):.3g} < 0 in a batch with m = {margins}"
+    return ""
+
+
+def looks_at_reference(loss: Loss) -> str:
+    """A batch of two or more whose incentives change with its references."""
+    y = batches(3)
+    other = y._replace(a_ref=np.roll(y.a_ref, 1, axis=0), b_ref=np.roll(y.b_ref, 1, axis=0))
+    for x, z in zip(loss.incentives(y), loss.incentives(other), strict=True):
+        off = ~np.isclose(x, z, rtol=1e-10, atol=1e-12 * np.nanmedian(np.abs(x)), equal_nan=True)
+        if off.any():
+            margins = ", ".join(f"{m:.3g}" for m in y.m[off.any(axis=-1).argmax()])
+            return f"a batch with m = {margins}"
+    return ""
+
+
 def coupled(loss: Loss) -> Iterator[Check]:
     """The mean over a batch does not depend on its order, and its gradient is that of the mean; batches stay apart."""
     y = batch()
@@ -61,7 +107,8 @@ def _gradient(loss: Loss, y: Pair) -> Check:
     exact = differences(formula, np.stack([y.a, y.b]))
     d_w, d_l = loss.incentives(y)
     off = np.abs(np.stack([-d_w, d_l]) - exact)
-    worst = float((off / (np.abs(exact) + 1e-3)).max())
+    # Differences of values are as exact as the values.
+    worst = float((off / (np.abs(exact) + 1e-3 * (1 + np.abs(loss.value(y)).sum()))).max())
     i = np.unravel_index(off.argmax(), off.shape)
     detail = f"worst {worst:.1e}, d/d{'ab'[i[0]]} of sample {i[1]}"
     return Check("gradient of the batch: autodiff, differences", worst < 1e-6, detail)

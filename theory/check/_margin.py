@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import mpmath
 import numpy as np
-from numpy.typing import NDArray
 
 from theory.check._base import FAR, NEAR, REFERENCES, Array, Check, near_pairs
 from theory.losses import MarginForm, MarginLoss, Pair
@@ -44,8 +43,13 @@ def slopes(loss: MarginLoss) -> Iterator[Check]:
         cause = f"; off by ln {np.exp(off[0]):.4g} everywhere" if np.ptp(off) < 1e-9 < abs(off[0]) else ""
         worst = float(np.abs(off).max())
         yield Check("closed_log_slope is ln|closed_slope|", worst < 1e-10, f"worst {worst:.1e}{cause}")
-    finite = [np.isnan(form.log_slope(FAR)).any() or (form.log_slope(FAR) == np.inf).any() for form in _forms(loss)]
-    yield Check("ln|G| is never NaN or inf up to margins of 1e4", not any(finite), "")
+    lost = [
+        f"{g:g} at u = {u:g}, u_ref = {form.u_ref:g}"
+        for form in _forms(loss)
+        for u, g in zip(FAR, form.log_slope(FAR), strict=True)
+        if np.isnan(g) or g == np.inf
+    ]
+    yield Check("ln|G| is never NaN or inf up to margins of 1e4", not lost, "; ".join(lost[:3]))
     worst, place = 0.0, ""
     for form in _forms(loss):
         for u in _off_kinks(form, FAR):
@@ -104,23 +108,52 @@ def claims(loss: MarginLoss) -> Iterator[Check]:
     claims = loss.claims
     scale = _width(loss)
     for form in _forms(loss):
-        u = form.u_ref + scale * np.linspace(-30, 30, 6001)
-        u = np.unique(np.concatenate([u, *(np.asarray(x)[None] for x in (*form.kinks, *form.zeros))]))
-        l, G = form.value(u), form.slope(u)
-        keep = np.isfinite(l) & np.isfinite(G)
-        u, l, G = u[keep], l[keep], G[keep]
+        marks = [np.asarray(x)[None] for x in (*form.kinks, *form.zeros)]
         tag = f"(u_ref = {form.u_ref:g})"
-        size = np.abs(G).max()
+        far = np.geomspace(30, 3e4, 100)
+        grids = [np.linspace(-30, 30, 6001), np.concatenate([-far[::-1], far])]
+        near, beyond = (_seen(form, np.unique(np.concatenate([form.u_ref + scale * g, *marks]))) for g in grids)
+        if not near[0].size:
+            yield Check(f"finite near the reference {tag}", False, "neither the loss nor its slope is")
+            continue
         cause = "the slope points up" + _swapped(form)
-        yield _claim("decreasing", claims.decreasing, G < -1e-9 * size, u, tag, cause)
-        yield _claim("convex", claims.convex, np.diff(G) > 1e-9 * size, u[1:], tag, "the loss is concave")
-        yield _claim("non-negative", claims.nonnegative, l < -1e-12 * (1 + np.abs(l).max()), u, tag, "l < 0")
-        jump, at = _largest_jump(form, u, scale)
-        smooth = jump < 1e-3 * size
+        rules = (
+            ("decreasing", claims.decreasing, _points_up, cause),
+            ("convex", claims.convex, _concave, "the loss is concave"),
+            ("non-negative", claims.nonnegative, _negative, "l < 0"),
+        )
+        for name, claimed, broken, cause in rules:
+            at = np.concatenate([broken(*near), broken(*beyond)])
+            yield _claim(name, claimed, at, tag, cause)
+        u, _, G = near
+        jump, place = _largest_jump(form, u, scale)
+        smooth = jump < 1e-3 * np.abs(G).max()
         good = smooth == claims.differentiable
         said = "claimed differentiable" if claims.differentiable else "claimed to have a kink"
-        yield Check(f"differentiable {tag}", good, f"{said}; largest jump of the slope {jump:.2g} at u = {at:g}")
+        yield Check(f"differentiable {tag}", good, f"{said}; largest jump of the slope {jump:.2g} at u = {place:g}")
     yield from _reference(loss)
+
+
+def _seen(form: MarginForm, u: Array) -> tuple[Array, Array, Array]:
+    """Margins where the loss and its slope are finite, with both."""
+    l, G = form.value(u), form.slope(u)
+    keep = np.isfinite(l) & np.isfinite(G)
+    return u[keep], l[keep], G[keep]
+
+
+# Margins at which a claim is broken; on each grid by its own sizes, so that what is large far out hides nothing near.
+
+
+def _points_up(u: Array, l: Array, G: Array) -> Array:
+    return u[G < -1e-9 * np.abs(G).max(initial=0)]
+
+
+def _concave(u: Array, l: Array, G: Array) -> Array:
+    return u[1:][np.diff(G) > 1e-9 * np.abs(G).max(initial=0)]
+
+
+def _negative(u: Array, l: Array, G: Array) -> Array:
+    return u[l < -1e-12 * (1 + np.abs(l).max(initial=0))]
 
 
 def _reference(loss: MarginLoss) -> Iterator[Check]:
@@ -152,17 +185,17 @@ def _reference(loss: MarginLoss) -> Iterator[Check]:
     yield Check("the reference is subtracted", not cause, cause or shape)
 
 
-def _claim(name: str, claimed: bool, broken: NDArray[np.bool_], u: Array, tag: str, cause: str) -> Check:
-    """A claim holds everywhere, or (where denied) has a counter-example."""
+def _claim(name: str, claimed: bool, broken: Array, tag: str, cause: str) -> Check:
+    """A claim is broken at no margin, or (where denied) at some."""
     if claimed:
-        at = f"claimed, but at u = {u[broken.argmax()]:g} {cause}" if broken.any() else "claimed, holds"
-        return Check(f"{name} {tag}", not broken.any(), at)
+        at = f"claimed, but at u = {broken[0]:g} {cause}" if broken.size else "claimed, holds"
+        return Check(f"{name} {tag}", not broken.size, at)
     found = (
-        f"denied; counter-example at u = {u[broken.argmax()]:g}"
-        if broken.any()
+        f"denied; counter-example at u = {broken[0]:g}"
+        if broken.size
         else (f"denied, but no counter-example was found: set {name.replace('non-negative', 'nonnegative')}=True")
     )
-    return Check(f"{name} {tag}", bool(broken.any()), found)
+    return Check(f"{name} {tag}", broken.size > 0, found)
 
 
 def _swapped(form: MarginForm) -> str:
@@ -240,17 +273,19 @@ def _law_check(form: MarginForm, law: object, tag: str) -> Check:
     """The declared elementary slope against the slope itself, up to where the law ends."""
     from theory.losses._laws import ConstantSlope, ExponentialSlope, LinearSlope, LogisticSlope
 
-    u = form.u_ref + np.linspace(-5, 5, 101) * _width(form.loss)
+    around = np.linspace(-10, 10, 101) * _width(form.loss)
     match law:
         case ConstantSlope(rate, end):
-            u = u[u < end]
+            u = end + around[around < 0]
             G = np.full_like(u, rate)
         case LinearSlope(rate, zero):
-            u = u[u < zero]
+            u = zero + around[around < 0]
             G = rate * (zero - u)
         case LogisticSlope(beta, centre):
+            u = centre + around
             G = beta / (1 + np.exp(beta * (u - centre)))
         case ExponentialSlope(beta, centre):
+            u = centre + around
             G = beta * np.exp(-beta * (u - centre))
         case _:
             return Check(f"law {tag}", False, f"unknown law {law!r}")

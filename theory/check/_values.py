@@ -13,11 +13,11 @@ from theory.check._base import (
     digits_value,
     gap,
     near_pairs,
+    no_memory,
     pair,
     tensors,
     where,
 )
-from theory.check._contract import no_memory
 from theory.losses import Loss, Pair
 
 # Start of the far points: references beside the policy, far below it (log-ratios of +1e4), unequal lengths.

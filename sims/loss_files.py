@@ -15,7 +15,7 @@ def losses_in(path: str | Path, name: str | None = None) -> list[type[Loss]]:
 
     The file is run. ValueError: it does not parse or run (with the line), or has no loss, or none of that name.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # as tracebacks name it
     if not path.is_file():
         raise ValueError(f"no such file: {str(path)!r}")
     stem = f"_losses_in_{path.stem}"
@@ -28,8 +28,8 @@ def losses_in(path: str | Path, name: str | None = None) -> list[type[Loss]]:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    except (Exception, SystemExit) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
         at = f", line {lines[-1]}" if lines else ""
         raise ValueError(f"{path}{at}: {type(error).__name__}: {error}") from error
     finally:

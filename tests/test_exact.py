@@ -219,7 +219,23 @@ def test_log_probs_normalise_and_differ_by_the_margin(model, loss, rates):
     log_p, u = flow.log_probs(log_times=log_times), flow.margin(log_times=log_times)
     plus, minus = model.single_pair
     np.testing.assert_allclose(np.logaddexp.reduce(log_p, axis=1), 0, atol=1e-12)
-    np.testing.assert_allclose(log_p[:, plus] - log_p[:, minus], u, rtol=1e-12, atol=1e-12)
+    # A slope that stays (robust DPO) drives the margin out of float range: beyond its square root ln pi(y-) is -inf.
+    seen = u < 1e150
+    np.testing.assert_allclose((log_p[:, plus] - log_p[:, minus])[seen], u[seen], rtol=1e-12, atol=1e-12)
+    assert (log_p[~seen][:, minus] <= -1e150).all()
+
+
+def test_a_margin_that_explodes_is_found_at_any_time():
+    """Robust DPO's slope tends to c = beta eps/(1 - 2 eps): loss-time to c t, the margin to e^(2 omega c t)."""
+    model = single([[0.0], [0.25], [0.0], [0.0]], [0.0])
+    loss = get("robust", beta=2.0, eps=0.375)
+    flow = ExactFlow(model, loss, 1.0, 1.0)
+    u = flow.margin(log_times=[2.0, 3.0, 4.0, 6.0, 9.0])
+    assert (np.diff(u[:3]) > 0).all()
+    assert u[3:].tolist() == [np.inf, np.inf]
+    growth = (math.log(u[2]) - math.log(u[1])) / (math.exp(4.0) - math.exp(3.0))
+    assert growth == pytest.approx(2 * math.sqrt(2) * 3.0, rel=1e-9)
+    assert flow.log_probs(log_times=[9.0])[0].tolist() == [0.0] + [-np.inf] * 3
 
 
 def test_the_batch_equals_single_flows():

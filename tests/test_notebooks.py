@@ -26,7 +26,7 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 def execute(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """A fresh kernel, in the notebooks' folder as a reader would run it."""
     resources = {"metadata": {"path": str(FOLDER)}}
-    return NotebookClient(notebook, timeout=180, kernel_name="python3", resources=resources).execute()
+    return NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
 
 
 def texts(notebook: nbformat.NotebookNode) -> str:

@@ -379,8 +379,8 @@ class Clock:
             miss = log_t - here
             lo, hi = np.where(miss > 0, sigma, lo), np.where(miss < 0, sigma, hi)
             lo, hi = np.maximum.accumulate(lo, axis=1), np.minimum.accumulate(hi[:, ::-1], axis=1)[:, ::-1]
-            step, floor = self._newton_step(row, sigma, here, miss)
-            new = self._moved(sigma, step)
+            step, floor, flat = self._newton_step(row, sigma, here, miss)
+            new = np.where(flat, sigma + step, self._moved(sigma, step))
             bracketed = (new > lo) & (new < hi)
             middle = np.where(lo > 0, np.sqrt(lo) * np.sqrt(hi), hi / 1e3)
             middle = np.where(hi < 2 * lo, (lo + hi) / 2, middle)
@@ -396,10 +396,13 @@ class Clock:
         worst = float(np.abs(miss[~done]).max())
         raise SolverError(f"no loss-time found for ln t in {steps} steps (worst miss in ln t {worst:g})")
 
-    def _newton_step(self, row: NDArray[np.intp], sigma: Array, log_time: Array, miss: Array) -> tuple[Array, Array]:
+    def _newton_step(
+        self, row: NDArray[np.intp], sigma: Array, log_time: Array, miss: Array
+    ) -> tuple[Array, Array, NDArray[np.bool_]]:
         """The step in sigma that gains `miss` in ln t if ln f is linear: t(s + x) = t + f (e^(growth x) - 1)/growth.
 
-        With it, the rounding error of ln t there: a smaller miss means nothing.
+        With it, the rounding error of ln t there: a smaller miss means nothing; and whether f is flat, so that the step
+        is exact (a slope that has become constant: the margin explodes, loss-time does not).
         """
         nudge = np.maximum(sigma * 1e-5, 1e-300)
         f0, f1 = (
@@ -410,14 +413,15 @@ class Clock:
         ratio = np.where(miss > 0, np.exp(log_gain), np.expm1(miss) * np.exp(log_time - f0))
         steep = (miss > 0) & (growth > 0)  # then the logarithm is taken of what may exceed float range
         bent = np.where(steep, np.logaddexp(0.0, np.log(growth) + log_gain), np.log1p(growth * ratio)) / growth
-        step = np.where(np.abs(growth * ratio) < 1e-12, ratio, bent)
+        flat = np.abs(growth * ratio) < 1e-12
+        step = np.where(flat, ratio, bent)
         # Far beyond the target e^miss is lost, and ln t is nearly linear.
         step = np.where(miss < -30, miss * np.exp(log_time - f0), step)
         tau = self.direction[:, None] * sigma
         u_ref = np.abs(_column(self.form.u_ref, len(tau)))
         steepness = np.abs(growth) / np.maximum(self.motion.speed(tau), 1e-300)  # d ln f / du
         floor = 1e-14 + 4 * _EPS * np.nan_to_num(steepness * (np.abs(self.motion.margin(tau)) + u_ref), posinf=0.0)
-        return np.where(np.isfinite(step), step, np.inf), floor
+        return np.where(np.isfinite(step), step, np.inf), floor, flat
 
     def _moved(self, sigma: Array, step: Array) -> Array:
         """sigma + step; where the margin grows exponentially in sigma, the step is taken in the margin instead."""

@@ -10,11 +10,12 @@ from sims import gradient_flow
 from sims.cli import main
 from sims.files import to_json
 from sims.plots import plot_comparison
+from sims.scenarios import remedy
 from sims.scenarios._arc import Landscape, walk
 from sims.scenarios.compare import SCENARIOS, compare
 from sims.scenarios.remedy import closed_form, remedies, smallest
 from theory import ExactFlow
-from theory.losses import LOSSES, Loss, MarginLoss, get
+from theory.losses import LOSSES, Loss, MarginLoss, Weighted, get
 from theory.problem import Problem
 
 MARGIN = ("dpo", "cdpo", "ipo", "rebel", "gpo_exponential", "gpo_hinge", "gpo_savage")
@@ -352,9 +353,45 @@ def test_the_whole_path_may_ask_for_more_than_the_start():
 
 def test_where_nothing_falls_nothing_is_needed():
     s = SCENARIOS["sequence"]
-    for loss in (get("nll"), Flat()):
+    for loss in (Weighted(get("dpo"), 3.0, 1.0), Flat()):
         r = smallest(s.model(), loss, "sft", "start", 1.0, s.eta_h)
         assert (r.verdict, r.amount) == ("not needed", None)
+        assert "margin falls" not in str(r)
+
+
+@pytest.mark.parametrize(("scenario", "name"), [("sequence", "nll"), ("token", "discopop")])
+def test_a_margin_that_falls_instead_is_said(scenario, name):
+    """Likelihood alone lifts y- faster than y+ there (r needed > 1); DiscoPOP pulls the margin down from the start."""
+    s = SCENARIOS[scenario]
+    r = smallest(s.model(), get(name), "sft", "start", 1.0, s.eta_h)
+    assert (r.verdict, r.amount) == ("unlearns", None)
+    assert "not needed, but the margin falls" in str(r)
+    c = compare([name], [scenario], margin=0.01).courses[0]
+    assert c.final_margin < 0 < c.initial_rate
+
+
+def test_an_amount_found_by_walking_is_printed_as_far_as_it_is_known():
+    r = smallest(SCENARIOS["sequence"].model(), get("dpo"), "sft", "path", 1.0, 0.1, margin=2.0)
+    assert f"smallest {r.amount:.3g}  " in str(r)
+    assert f"r then {r.ratio:.3g}" in str(r)
+
+
+def test_paths_are_followed_as_far_as_asked_and_only_where_the_start_does_not_fall(monkeypatch):
+    margins = []
+
+    def counted(land, margin):
+        margins.append(margin)
+        return walk(land, margin)
+
+    monkeypatch.setattr(remedy, "walk", counted)
+    assert remedies("token", get("dpo"), ["beta"], ["path"]).rows[0].verdict == "none"
+    assert not margins
+    remedies("token", get("dpo"), ["ratio"], ["path"], margin=2.0)
+    assert set(margins) == {2.0}
+    assert len(margins) < 25
+    margins.clear()
+    remedies("token", get("dpo"), ["sft"], ["path"])
+    assert set(margins) == {SCENARIOS["token"].margin}
 
 
 def test_remedies_as_a_table_and_a_command(capsys):
@@ -365,9 +402,28 @@ def test_remedies_as_a_table_and_a_command(capsys):
     assert main([*call, "--question", "start", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["amount"] == pytest.approx(1 / row["needed_ratio"], rel=1e-8)
+    with pytest.raises(ValueError, match="margin must be in"):
+        remedies("token", get("dpo"), ["sft"], margin=-1.0)
     with pytest.raises(ValueError, match="unknown remedy 'bet'; did you mean 'beta'"):
         remedies("token", get("dpo"), ["bet"])
     with pytest.raises(ValueError, match="unknown scenario"):
         remedies("nowhere", get("dpo"))
     with pytest.raises(ValueError, match="question must be one of start, path, got 'end'"):
         smallest(SCENARIOS["token"].model(), get("dpo"), "sft", "end")
+
+
+def test_remedies_of_losses_in_a_file(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from theory.losses import DPO, SLiC\n\n\nclass Mine(DPO):\n    pass\n\n\nclass Other(SLiC):\n    pass\n"
+    )
+    call = ["remedy", "--scenario", "token", "--parameter", "ratio", "--question", "start", "--json"]
+    assert main([*call, "--file", str(file)]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["loss"].split("(")[0] for row in rows} == {"Mine", "Other"}
+    assert rows[0]["amount"] == pytest.approx(rows[0]["needed_ratio"], rel=1e-8)
+    assert main([*call, "--file", str(file), "--set", "beta=0.3"]) == 2
+    assert "--set goes with --loss" in capsys.readouterr().err
+    file.write_text(file.read_text() + "\n    def formula(self, ops, y):\n        return ops.nothing(y.u)\n")
+    assert main([*call, "--file", str(file)]) == 2
+    assert "AttributeError" in capsys.readouterr().err

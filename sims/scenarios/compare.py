@@ -221,7 +221,7 @@ def compare(
 def _labelled(losses: Iterable[str | Loss] | Mapping[str, str | Loss]) -> list[tuple[str, Loss]]:
     """(label, instance); an instance with other parameters than the default ones is labelled with them."""
     if isinstance(losses, Mapping) and losses is not LOSSES:
-        return [(label, _labelled([item])[0][1]) for label, item in losses.items()] or _labelled([])
+        return [(str(label), _labelled([item])[0][1]) for label, item in losses.items()] or _labelled([])
     out: list[tuple[str, Loss]] = []
     for item in losses:
         if isinstance(item, str):

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
+from tqdm import tqdm
 
 from sims.objective import few_threads
 from sims.scenarios._arc import Landscape, walk
@@ -20,12 +22,14 @@ from theory._check import POSITIVE, Interval, check_number, unknown
 from theory.losses import SFT, Loss, MarginLoss, TokenLoss, Weighted
 from theory.problem import Problem
 
+Array = NDArray[np.float64]
 Question = Literal["start", "path"]
-Verdict = Literal["found", "not needed", "none"]
+Verdict = Literal["found", "not needed", "unlearns", "none"]
 
 QUESTIONS = {"start": "ln pi(y+) does not fall at the start", "path": "ln pi(y+) is never below its start"}
 FACTORS = np.geomspace(1e-4, 1e8, 49)  # amounts tried before the root finder, relative to a natural unit
 PATH_TOLERANCE = 1e-3  # relative, of an amount found by walking
+PATH_GRID = 4  # of this many factors, one is tried by walking: a decade apart
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Remedy:
 
     remedy : "sft" (base + amount times -ln pi(y+)), "ratio" (weight of y+ over that of y- inside the margin), or the
         name of a parameter of the loss.
-    verdict : "found"; "not needed": nothing falls as it is; "none": no amount that was tried prevents it.
+    verdict : "found"; "not needed": nothing falls as it is; "unlearns": nothing falls at the start but the margin;
+        "none": no amount that was tried prevents it.
     amount : of the remedy, or the parameter's value nearest to `now`; None unless found.
     closed : the closed form of the amount at the start (exact for one pair and for several), or None.
     needed_ratio, ratio : d_w/d_l that one pair needs not to fall at the start, <grad y+, grad y->/|grad y+|^2 (None
@@ -59,10 +64,12 @@ class Remedy:
 
     def cells(self) -> tuple[str, ...]:
         """A row of the table."""
-        number = lambda x: "" if x is None else f"{x:.9g}"  # noqa: E731
-        said = {"found": number(self.amount), "not needed": "not needed", "none": "no value prevents it"}
-        numbers = (number(self.closed), number(self.needed_ratio), number(self.ratio))
-        return (self.loss, self.remedy, self.question, f"{self.now:.6g}", said[self.verdict], *numbers)
+        number = lambda x, digits=9: "" if x is None else f"{x:.{digits}g}"  # noqa: E731
+        known = 3 if self.question == "path" and self.verdict == "found" else 9  # of what follows from the amount
+        said = {"found": number(self.amount, known), "none": "no value prevents it", "not needed": "not needed"}
+        words = said.get(self.verdict, "not needed, but the margin falls")
+        numbers = (number(self.closed), number(self.needed_ratio), number(self.ratio, known))
+        return (self.loss, self.remedy, self.question, number(self.now, 6), words, *numbers)
 
 
 _HEAD = ("loss", "remedy", "for", "now", "smallest", "closed form", "r needed", "r then")
@@ -95,15 +102,25 @@ class Remedies:
 
 
 def remedies(
-    scenario: str, loss: Loss, names: Iterable[str] | None = None, questions: Iterable[Question] = ("start", "path")
+    scenario: str,
+    loss: Loss,
+    names: Iterable[str] | None = None,
+    questions: Iterable[Question] = ("start", "path"),
+    margin: float | None = None,
+    progress: bool = False,
 ) -> Remedies:
-    """`smallest` for several remedies (default: "sft", "ratio" where they apply, and every parameter) on a scenario."""
+    """`smallest` for several remedies (default: "sft", "ratio" where they apply, and every parameter) on a scenario.
+
+    margin : nats that a path is followed for; default the scenario's own. progress : a bar on a terminal's stderr.
+    """
     if scenario not in SCENARIOS:
         raise ValueError(unknown("scenario", scenario, SCENARIOS))
     s = SCENARIOS[scenario]
     model, names = s.model(), list(available(loss) if names is None else names)
-    rows = [smallest(model, loss, n, q, 1.0, s.eta_h, margin=s.margin) for n in names for q in questions]
-    return Remedies(scenario, tuple(rows))
+    margin = s.margin if margin is None else margin
+    asked: list[tuple[str, Question]] = [(n, q) for n in names for q in questions]
+    bar = tqdm(asked, disable=None if progress else True, desc=type(loss).__name__)  # None: only on a terminal
+    return Remedies(scenario, tuple(smallest(model, loss, n, q, 1.0, s.eta_h, margin=margin) for n, q in bar))
 
 
 def available(loss: Loss) -> tuple[str, ...]:
@@ -123,7 +140,8 @@ def smallest(
     """The smallest amount of a remedy with which ln pi(y+) (mean over the pairs) does not fall while the margin rises.
 
     question : "start", its rate at the start is >= 0; or "path", it is never below its start while the margin moves by
-        `margin` nats. Amounts are bracketed on a grid of 12 decades: one that helps only between its points is missed.
+        `margin` nats. Amounts are bracketed on a grid of 12 decades, four points each at the start and one on the path:
+        one that helps only between its points is missed.
 
     Raises ValueError for an unknown remedy or question.
     """
@@ -137,15 +155,20 @@ def smallest(
     def land(amount: float) -> Landscape:
         return Landscape.of(model, loss if amount == now else make(amount), lr_unembedding, lr_hidden)
 
-    # What falls at the start is on the path, too, however shallow the dip: two measures, the lower one counts.
-    measure = _start if question == "start" else lambda land: min(_start(land) + 1e-12, _path(land, margin))
+    def on_path(land: Landscape) -> float:
+        # What falls at the start is on the path, too, however shallow the dip: two measures, the lower one counts.
+        start = _start(land) + 1e-12
+        return start if start < 0 else min(start, _path(land, margin))
+
+    measure = _start if question == "start" else on_path
     f = lambda amount: measure(land(amount))  # noqa: E731
+    factors = FACTORS if question == "start" else FACTORS[::PATH_GRID]
     with few_threads(1):
         if not land(now).gradient(land(now).start).any():  # at rest: nothing falls
             verdict, amount = "not needed", None
         else:
             learns = lambda amount: _raises_margin(land(amount))  # noqa: E731
-            verdict, amount = _search(f, learns, now, _grids(land(now), remedy, now, domain), question)
+            verdict, amount = _search(f, learns, now, _grids(land(now), remedy, now, domain, factors), question)
     problem = Problem.of([model], loss, lr_unembedding, lr_hidden)
     return Remedy(
         loss=repr(loss),
@@ -177,20 +200,20 @@ def _family(loss: Loss, remedy: str) -> tuple[Callable[[float], Loss], float, In
     return lambda x: replace(loss, **{remedy: x}), float(getattr(loss, remedy)), _domains(loss)[remedy]  # type: ignore[type-var]
 
 
-def _grids(land: Landscape, remedy: str, now: float, domain: Interval) -> list[list[float]]:
+def _grids(land: Landscape, remedy: str, now: float, domain: Interval, factors: Array) -> list[list[float]]:
     """Amounts to try, ever further away from `now`, on one side and on the other."""
     if remedy == "sft":  # in units of the push that the loss itself gives
         g, up = land.gradient(land.start)[0], land.pair_gradients(land.start[0])[0].mean(0)
         unit = float(np.linalg.norm(g) / np.linalg.norm(up))
-        return [[unit * x for x in FACTORS]]
+        return [[unit * x for x in factors]]
     if now > 0 and domain.low >= 0:
-        sides = [now * (1 + FACTORS), now / (1 + FACTORS)]
+        sides = [now * (1 + factors), now / (1 + factors)]
     else:
-        sides = [now + FACTORS, now - FACTORS]
+        sides = [now + factors, now - factors]
     out = []
     for side, end in zip(sides, (domain.high, domain.low), strict=True):
         if np.isfinite(end) and end != now:  # and towards the end of the domain itself
-            side = np.append(side, end + (now - end) * np.geomspace(0.9, 1e-6, 20))
+            side = np.append(side, end + (now - end) * np.geomspace(0.9, 1e-6, len(factors)))
             side = np.append(side, end)
         inside = sorted({float(x) for x in side if float(x) in domain and x != now}, key=lambda x: abs(x - now))
         out.append(inside)
@@ -234,12 +257,13 @@ def _search(
     grids: list[list[float]],
     question: Question,
 ) -> tuple[Verdict, float | None]:
-    if f(now) >= (-1e-12 if question == "start" else 0.0):
-        return "not needed", None
+    f_now = f(now)
+    if f_now >= (-1e-12 if question == "start" else 0.0):
+        return "unlearns" if question == "start" and not learns(now) else "not needed", None
     found = []
     tolerance = 4 * float(np.finfo(float).eps) if question == "start" else PATH_TOLERANCE
     for grid in grids:
-        before, f_before = now, f(now)
+        before, f_before = now, f_now
         for amount in grid:
             if found and abs(before - now) >= abs(found[0] - now):
                 break  # the other side has a nearer one

@@ -191,6 +191,16 @@ class UsesNumpy(Wrong):
 
 
 @dataclass(frozen=True)
+class Constant(Wrong):
+    """Right, if of no use."""
+
+    claims = Claims(reference_free=True)
+
+    def formula(self, ops, y):
+        return 0 * y.u + self.beta
+
+
+@dataclass(frozen=True)
 class InfiniteSlope(Wrong):
     """ln |G| is a sum of two parts that overflow."""
 
@@ -690,11 +700,11 @@ PLANTED = {
     NotOfTheMargin: ("depends on the margin alone", "derive from Loss"),
     DeniesTooMuch: ("convex", "no counter-example was found"),
     NegativeSomewhere: ("non-negative", "l < 0"),
-    Raises: ("formula", "known: exp, expm1, log, "),
+    Raises: ("formula", "AttributeError"),
     ReturnsNothing: ("the formula gives a number", "it returned None: is `return` missing?"),
     ReturnsATuple: ("the formula gives a number", "it returned a tuple of 1"),
     ReturnsText: ("the formula gives a number", "it returned '-ln sigmoid', not a real number"),
-    UsesNumpy: ("slopes", "formula may use only arithmetic and ops.*"),
+    UsesNumpy: ("values", "formula may use only arithmetic and ops.*"),
     InfiniteSlope: ("ln|G| is never NaN or inf", "nan at u = "),
     LogSlopeUnderflows: ("ln|G| far out agrees with many digits", "-inf, by many digits"),
     LogSlopeOfAnother: ("closed_log_slope is ln|closed_slope|", "worst"),
@@ -775,6 +785,12 @@ def test_each_planted_fault_is_named(planted, expected):
         report.raise_if_failed()
 
 
+def test_an_error_in_the_formula_is_explained_once():
+    details = [c.detail for c in check_loss(UsesNumpy()).failures]
+    assert len(details) > 1
+    assert sum("formula may use only" in d for d in details) == 1
+
+
 def test_a_right_loss_passes_and_the_report_reads_well():
     report = check_loss(DPO(beta=0.3))
     assert report
@@ -792,7 +808,7 @@ def test_one_fault_has_one_diagnosis(planted):
 
 RIGHT = [
     WrongPair(), Bowl(), WrongTokens(), replace(WrongPair(), beta=2.0), BatchCentred(), TokensPerToken(), TokensOfMargin(),
-    TokensHingeSaid(),
+    TokensHingeSaid(), Constant(),
 ]  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from theory.ops import Ops
 
 __all__ = ["Check", "LossReport", "Place", "check_loss", "place"]
 
+HINT = "formula may use only arithmetic and ops.* (no if, numpy or torch)"
+
 
 def check_loss(loss: Loss) -> LossReport:
     """Try the loss against its contract and its claims; see `theory.losses._base` for the contract.
@@ -40,7 +42,8 @@ def check_loss(loss: Loss) -> LossReport:
             ):  # a loss under test may overflow; NaN is looked for where it matters
                 checks.extend(part(loss))
         except Exception as error:  # a loss under test may raise anything; the report says what
-            detail = f"raised {type(error).__name__}: {error}{_hint(error)}"
+            hint = "" if any(HINT in c.detail for c in checks) else _hint(error)  # once is enough
+            detail = f"raised {type(error).__name__}: {error}{hint}"
             checks.append(Check(part.__name__.strip("_"), False, detail))
         if part is _contract.formula and not all(c.ok for c in checks[before:]):
             break  # everything below would repeat it
@@ -64,4 +67,4 @@ def _hint(error: Exception) -> str:
     if not any(frame.name == "formula" for frame in traceback.extract_tb(error.__traceback__)):
         return ""
     known = ", ".join(name for name in vars(Ops) if not name.startswith("_"))
-    return f"; formula may use only arithmetic and ops.* (no if, numpy or torch); known: {known}"
+    return f"; {HINT}; known: {known}"

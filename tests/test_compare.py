@@ -13,7 +13,7 @@ from sims.plots import plot_comparison
 from sims.scenarios import remedy
 from sims.scenarios._arc import Landscape, walk
 from sims.scenarios.compare import SCENARIOS, compare
-from sims.scenarios.remedy import closed_form, remedies, smallest
+from sims.scenarios.remedy import closed_form, needed_ratio, remedies, smallest
 from theory import ExactFlow
 from theory.losses import LOSSES, Loss, MarginLoss, Weighted, get
 from theory.problem import Problem
@@ -177,6 +177,15 @@ def test_every_scenario_displaces_under_dpo_and_not_under_likelihood(study):
     yes = study.course("token", "dpo")
     assert (yes.gainer, yes.gainer_then > 0.5) == ("Yes", True)
     assert study.course("token", "sppo_hard").status == "transient"
+
+
+def test_ratio_rate_and_slope_agree_in_sign(study):
+    for scenario in ("token", "sequence"):
+        s = SCENARIOS[scenario]
+        needed = needed_ratio(Problem.of([s.model()], get("dpo"), 1.0, s.eta_h))
+        for name in ("dpo", "dpop", "dpo_shift", "sppo_hard", "simpo"):  # those that push y- down
+            c = study.course(scenario, name)
+            assert np.sign(c.initial_rate) == np.sign(c.initial_slope) == np.sign(c.ratio - needed), (scenario, name)
 
 
 def test_a_loss_at_rest_is_stationary():

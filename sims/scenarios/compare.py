@@ -64,7 +64,8 @@ class Course:
 
     kind : measured, not declared: r = d_w/d_l is 1 ("margin"), constant per pair, or varies ("two-likelihood").
     ratio : mean d_w over mean d_l at the start; None for losses of tokens.
-    initial_rate, initial_slope : d ln pi(y+)/dt at the start, and per nat of margin.
+    initial_rate, initial_slope : d ln pi(y+)/dt at the start, and per nat of margin; of a loss with a kink there (DPOP)
+        with the slope it has at the kink itself, while the flow slides along it.
     depth, depth_margin : lowest ln pi(y+) minus its start (<= 0), and the margin gained there.
     status : "none"; "transient": below its start, and back at the end; "permanent": below it where the loss is at rest;
         "unrecovered": below it when the walk ended otherwise; "stationary": nothing moves.
@@ -204,12 +205,12 @@ def compare(
             raise ValueError(unknown("scenario", name, SCENARIOS))
     if not names:
         raise ValueError("scenarios must not be empty")
-    reach = check_number(reach, "reach", POSITIVE)
+    reach, workers = check_number(reach, "reach", POSITIVE), check_count(workers, "workers")
     margins = {n: SCENARIOS[n].margin if margin is None else check_number(margin, "margin", POSITIVE) for n in names}
     items = _labelled(LOSSES if losses is None else losses)
     common = {n: _common(n, margins[n]) for n in names}
     jobs = [(n, label, loss, margins[n], reach, common[n]) for n in names for label, loss in items]
-    found = _map(jobs, check_count(workers, "workers"))
+    found = _map(jobs, workers)
     return Comparison(
         tuple(c for c in found if isinstance(c, Course)),
         tuple(c for c in common.values() if c is not None),

@@ -319,7 +319,8 @@ class Problem:
     def rate_by_sample(self, z: Positions) -> Array:
         """(B, S) what each sample of the data contributes to d/dt ln pi(z)."""
         if isinstance(self.loss, TokenLoss):
-            return sum(self.through_logits(z)) / len(self.pairs)
+            through_W, through_h = self.through_logits(z)
+            return (through_W + through_h) / len(self.pairs)
         d_w, d_l = self.incentives
         plus = np.stack([self.inner(z, w) for w, _ in self.pairs], axis=1)
         minus = np.stack([self.inner(z, l) for _, l in self.pairs], axis=1)
@@ -372,8 +373,8 @@ class Problem:
             H, slopes = abs(self.H), self._token_slopes[1]
             terms = slopes + self.pi[:, None] * slopes.sum(-1, keepdims=True)
             split = self.pi[:, z.rows] + np.eye(self.V)[list(z.tokens)]
-            sizes = self._through(split, z, H @ H.transpose(0, 2, 1), abs(self.W), terms)
-            return sum(sizes).sum(1) / len(self.pairs)
+            size_W, size_h = self._through(split, z, H @ H.transpose(0, 2, 1), abs(self.W), terms)
+            return (size_W + size_h).sum(1) / len(self.pairs)
         sizes_w, sizes_l = self.incentive_sizes
         lengths = np.sqrt(np.einsum("bvd,bvd->bv", self.W, self.W))
 

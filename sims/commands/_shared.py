@@ -20,7 +20,7 @@ def command(commands: Any, name: str, run: Any, text: str, example: str) -> argp
     return new
 
 
-def json_flag(command: argparse.ArgumentParser) -> None:
+def json_flag(command: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON for machines instead of a table")
 
 

@@ -21,7 +21,7 @@ KIND_STYLES: dict[str, dict[str, Any]] = {
     "group": {"color": PINK, "ls": (0, (1, 1))},
 }
 LINEAR = 0.3  # nats around 0 that are drawn linearly; beyond them the axis is logarithmic
-SAME = 1e-6  # nats: losses of the margin this close to the common curve are drawn by it
+SAME = 1e-5  # nats: losses of the margin this close to the common curve are drawn by it
 COLUMNS = 7
 
 

@@ -436,3 +436,10 @@ def test_remedies_of_losses_in_a_file(tmp_path, capsys):
     file.write_text(file.read_text() + "\n    def formula(self, ops, y):\n        return ops.nothing(y.u)\n")
     assert main([*call, "--file", str(file)]) == 2
     assert "AttributeError" in capsys.readouterr().err
+
+
+def test_one_name_is_a_list_of_one():
+    one = compare("dpo", "token", margin=1.0)
+    assert [(c.loss, c.scenario) for c in one.courses] == [("dpo", "token")]
+    assert compare(get("dpo"), ["token"], margin=1.0).courses == one.courses
+    assert "who gains: token" in str(one)

@@ -33,6 +33,9 @@ Array = NDArray[np.float64]
 Status = Literal["none", "transient", "permanent", "unrecovered", "stationary"]
 
 CURVE_POINTS = 200  # of each curve kept in the record
+LEGEND = """r: d_w/d_l at the start; rate: d ln pi(y+)/dt there, per nat: by the margin instead of the time; depth: largest
+fall of ln pi(y+), at margin: where; ln t: of the time to gain that margin; who gains: token, probability at the start
+and where ln pi(y+) is lowest (at the end if it never falls)."""
 ROUNDING = 1e-9  # nats: a fall smaller than this is none
 CLEAR = 1e-3  # nats: a walk that rests no further beyond a margin has not reached it in any time it could tell
 
@@ -152,7 +155,7 @@ class Comparison:
                 lines.append("  " + "  ".join(cells).rstrip())
             lines.append("")
         lines += [f"{loss} on {scenario}: {reason}" for scenario, loss, reason in self.failed]
-        return "\n".join(lines).rstrip()
+        return "\n".join([*lines, LEGEND]) if self.courses else "\n".join(lines).rstrip()
 
     def __repr__(self) -> str:
         return str(self)
@@ -199,7 +202,8 @@ def compare(
 
     Raises ValueError for unknown names and numbers out of range.
     """
-    names = list(dict.fromkeys(SCENARIOS if scenarios is None else scenarios))
+    asked = SCENARIOS if scenarios is None else [scenarios] if isinstance(scenarios, str) else scenarios
+    names = list(dict.fromkeys(asked))
     for name in names:
         if name not in SCENARIOS:
             raise ValueError(unknown("scenario", name, SCENARIOS))
@@ -221,6 +225,7 @@ def compare(
 
 def _labelled(losses: Iterable[str | Loss] | Mapping[str, str | Loss]) -> list[tuple[str, Loss]]:
     """(label, instance); an instance with other parameters than the default ones is labelled with them."""
+    losses = [losses] if isinstance(losses, str | Loss) else losses
     if isinstance(losses, Mapping) and losses is not LOSSES:
         return [(str(label), _labelled([item])[0][1]) for label, item in losses.items()] or _labelled([])
     out: list[tuple[str, Loss]] = []

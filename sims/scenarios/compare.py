@@ -33,9 +33,9 @@ Array = NDArray[np.float64]
 Status = Literal["none", "transient", "permanent", "unrecovered", "stationary"]
 
 CURVE_POINTS = 200  # of each curve kept in the record
-LEGEND = """r: d_w/d_l at the start; rate: d ln pi(y+)/dt there, per nat: by the margin instead of the time; depth: largest
-fall of ln pi(y+), at margin: where; ln t: of the time to gain that margin; who gains: token, probability at the start
-and where ln pi(y+) is lowest (at the end if it never falls)."""
+LEGEND = """r: d_w/d_l at the start; rate: d ln pi(y+)/dt there, per nat: by the margin instead of the time; depth: the
+largest fall of ln pi(y+), at margin: where; ln t: of the time to gain that margin; who gains: token, probability at the
+start and where ln pi(y+) is lowest (at the end if it never falls)."""
 ROUNDING = 1e-9  # nats: a fall smaller than this is none
 CLEAR = 1e-3  # nats: a walk that rests no further beyond a margin has not reached it in any time it could tell
 

@@ -492,7 +492,8 @@ class Tokenwise(TokenLoss):
 
     def formula(self, ops, y):
         w, l, *rest = y.responses
-        m = w.log_ratio.sum(-1) - l.log_ratio.sum(-1) - 0.5 * (l.kl.sum(-1) - ops.detach(w.kl).sum(-1))
+        kl = (l.kl * (1 - l.log_ratio)).sum(-1) - ops.detach(w.kl * w.ref).sum(-1)  # position by position
+        m = w.log_ratio.sum(-1) - l.log_ratio.sum(-1) - 0.5 * kl
         m = m + 0.1 * (w.hidden.sum(-1) * w.log_prob).sum(-1)
         for r, reward in zip(rest, y.rewards[2:], strict=True):
             m = m + (0.3 + reward) * r.log_sum_sq.sum(-1)
@@ -529,6 +530,14 @@ def test_rates_of_a_token_loss_are_those_of_autodiff(rates):
     assert log_prob_rate(one.model(0), Tokenwise(), lr_unembedding=rates[0], lr_hidden=rates[1]).total == pytest.approx(
         float(one.rate(one.pairs[0][0])[0]), rel=1e-11
     )
+
+
+def test_a_response_that_the_loss_does_not_look_at_plays_no_part():
+    problem = Problem.of(model_of(TOKENWISE), get("tdpo1"))
+    third = problem.groups[0][2].rows[1]  # a context that only the third response visits
+    assert (problem.pulls[:, :, third] == 0).all()
+    z = problem.pairs[0][0]
+    np.testing.assert_allclose(problem.rate(z), Autodiff().rate(problem, z), rtol=1e-11)
 
 
 def test_a_token_loss_needs_the_reference_model_itself():

@@ -244,10 +244,14 @@ class Problem:
 
     # ---- the loss
 
+    @cached_property
+    def pair_log_probs(self) -> Array:
+        """(B, S, 2) ln pi of y+ and of y- of every sample, nats: laid out as `references`."""
+        return np.stack([np.stack([self.log_prob(w), self.log_prob(l)], axis=1) for w, l in self.pairs], axis=1)
+
     def _incentives(self, shift: float = 0.0) -> tuple[Array, Array]:
         """(d_w, d_l), (B, S) each, with u moved by `shift` times the sizes it is a difference of."""
-        a = np.stack([self.log_prob(w) for w, _ in self.pairs], axis=1)
-        b = np.stack([self.log_prob(l) for _, l in self.pairs], axis=1)
+        a, b = self.pair_log_probs[..., 0], self.pair_log_probs[..., 1]
         a_ref, b_ref = self.references[..., 0], self.references[..., 1]
         moved = shift * (abs(a) + abs(b) + abs(a_ref) + abs(b_ref))
         if isinstance(self.loss, MarginLoss):
@@ -347,8 +351,7 @@ class Problem:
     def check_origin(self) -> None:
         """A ValueError if the samples state references that are not those of the reference model."""
         assert self.origin is not None
-        there = replace(self, W=self.origin[0], H=self.origin[1])
-        seen = np.stack([np.stack([there.log_prob(w), there.log_prob(l)], axis=1) for w, l in there.pairs], axis=1)
+        seen = replace(self, W=self.origin[0], H=self.origin[1]).pair_log_probs
         gap = abs(seen - self.references)
         if (gap > 1e-6 * (1 + abs(seen))).any():
             raise ValueError(

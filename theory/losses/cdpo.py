@@ -7,6 +7,7 @@ from typing import Any
 from theory._check import POSITIVE, Interval
 from theory.losses._base import Claims, MarginLoss, Pair, parameter
 from theory.losses._laws import Law, LogisticSlope
+from theory.losses._logistic import smoothed
 from theory.ops import Ops
 
 
@@ -25,8 +26,7 @@ class CDPO(MarginLoss):
         return Claims(decreasing=self.eps == 0)
 
     def formula(self, ops: Ops, y: Pair) -> Any:
-        z = self.beta * y.m
-        return -(1 - self.eps) * ops.log_sigmoid(z) - self.eps * ops.log_sigmoid(-z)
+        return smoothed(ops, self.beta * y.m, self.eps)
 
     def closed_slope(self, ops: Ops, y: Pair) -> Any:
         return self.beta * (ops.sigmoid(-self.beta * y.m) - self.eps)

@@ -70,7 +70,7 @@ def problem(
     eta_W, eta_h = map(float, rates)
     new = Problem(W, H, tuple(samples), contexts, np.zeros((B, len(samples), 2)), loss, eta_W, eta_h, probe)
     # The reference: the start itself in half of the instances, some other model in the rest.
-    start = np.stack([np.stack([new.log_prob(w), new.log_prob(l)], axis=1) for w, l in new.pairs], axis=1)
+    start = new.pair_log_probs
     other = rng.standard_normal(start.shape) * (rng.random((B, 1, 1)) < 0.5)
     return dataclasses.replace(new, references=start + other)
 
@@ -215,8 +215,7 @@ def token_data_set(rng: Generator, B: int, losses: Sequence[type[Loss]] | None =
     new = sequence_data_set(rng, B)
     examples = [e for c in LOSSES.values() if issubclass(c, TokenLoss) for e in c.examples()]
     origin = new.W + 0.5 * rng.standard_normal(new.W.shape), new.H + 0.5 * rng.standard_normal(new.H.shape)
-    there = dataclasses.replace(new, W=origin[0], H=origin[1], origin=None)
-    references = np.stack([np.stack([there.log_prob(w), there.log_prob(l)], axis=1) for w, l in there.pairs], axis=1)
+    references = dataclasses.replace(new, W=origin[0], H=origin[1], origin=None).pair_log_probs
     return dataclasses.replace(new, loss=examples[rng.integers(len(examples))], origin=origin, references=references)
 
 

@@ -33,7 +33,7 @@ class Recipe:
     """How to train: the mean over tokens of -ln pi(token | before), in batches of documents.
 
     steps, batch : number of updates, documents in each.
-    lr : learning rate, raised linearly over `warmup` steps and then, if `decay`, lowered along a half cosine to a tenth.
+    lr : learning rate, raised linearly over `warmup` steps, then (if `decay`) lowered along a half cosine to a tenth.
     optimizer : "adamw", or "rmsprop" with torch's defaults (the paper's).
     clip : largest norm of a gradient (0: none). seed : of the batches. every : steps between checkpoints.
     """

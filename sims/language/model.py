@@ -46,6 +46,19 @@ class LanguageModel:
         """(V, d) the unembedding matrix, detached."""
         return self.network.get_output_embeddings().weight.detach()
 
+    def logits(self, h: Tensor) -> Tensor:
+        """(..., V) logits of states (..., d) after the final norm."""
+        return self.shape_logits(self.network.get_output_embeddings()(h))
+
+    def shape_logits(self, product: Tensor) -> Tensor:
+        """What the architecture does to W h: a scale or a soft cap, in most nothing."""
+        config = self.network.config
+        product = (
+            product * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        )
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cap * torch.tanh(product / cap) if cap else product
+
     @property
     def head(self) -> tuple[str, ...]:
         """Names of the parameters of the unembedding. The rest is the body; of a tied model, without the embedding."""

@@ -25,7 +25,7 @@ def next_log_probs(model: LanguageModel, prompts: Sequence[Ids]) -> Array:
     for part in _chunks(prompts):
         states = hidden_states(model, part)
         last = torch.stack([x[len(p) - 1] for x, p in zip(states, part, strict=True)])
-        rows.append(torch.log_softmax(logits(model, last).double(), dim=-1))
+        rows.append(torch.log_softmax(model.logits(last).double(), dim=-1))
     return torch.cat(rows).numpy()
 
 
@@ -35,7 +35,7 @@ def log_probs(model: LanguageModel, prompts: Sequence[Ids], responses: Sequence[
     found = []
     for part, said, states in _predicting(model, prompts, responses):
         for _, y, h in zip(part, said, states, strict=True):
-            rows = torch.log_softmax(logits(model, h).double(), dim=-1)
+            rows = torch.log_softmax(model.logits(h).double(), dim=-1)
             found.append(float(rows[torch.arange(len(y)), torch.tensor(list(y))].sum()))
     return np.array(found)
 
@@ -77,11 +77,6 @@ def hidden_states(model: LanguageModel, sequences: Sequence[Ids]) -> Tensor:
     if ids.shape[1] > limit:
         raise ValueError(f"prompt and response must have at most {limit} tokens together, got {ids.shape[1]}")
     return model.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
-
-
-def logits(model: LanguageModel, h: Tensor) -> Tensor:
-    """(..., V) logits of states."""
-    return model.network.get_output_embeddings()(h)
 
 
 def padded(sequences: Sequence[Ids]) -> Tensor:

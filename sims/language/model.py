@@ -242,6 +242,8 @@ def save(model: LanguageModel, folder: str | Path) -> Path:
         training = {"version": __version__, **model.training}
         (temporary / TRAINING).write_text(json.dumps(training, indent=1, sort_keys=True) + "\n")
         temporary.chmod(0o755)
+        for file in temporary.iterdir():
+            file.chmod(0o644)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)

@@ -4,7 +4,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sims.commands import bench, certify, check_loss, compare, demo, losses, predict, remedy, scan, signs, study, verify
+from sims.commands import (
+    bench,
+    certify,
+    check_loss,
+    compare,
+    demo,
+    lm,
+    losses,
+    predict,
+    remedy,
+    scan,
+    signs,
+    study,
+    verify,
+)
 from sims.commands._shared import EXIT_FAILED, EXIT_USAGE
 from theory import SolverError, __version__
 
@@ -34,6 +48,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"displacement {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, predict, scan, losses, check_loss, compare, remedy, verify, signs, certify, study, bench):
+    for command in (demo, predict, scan, losses, check_loss, compare, remedy, verify, signs, certify, study, lm, bench):
         command.add(commands)
     return top

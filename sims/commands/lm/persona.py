@@ -1,0 +1,68 @@
+"""`displacement lm persona`: Section 3, one prompt and two answers of one token."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sims.commands._shared import EXIT_OK, command
+
+
+def add(commands: Any) -> None:
+    from sims.commands.lm._shared import options
+
+    c = command(
+        commands,
+        "persona",
+        run,
+        "Section 3: a model is trained to prefer No over Never on one prompt, and says Yes. Three pairs on several\n"
+        "prompts, from the base model and after SFT by several seeds, with controls; how far pi(y+) rises and falls,\n"
+        "and which words gain. --bases trains base models from nothing first, --sweep one per frequency varied.",
+        "displacement lm persona --bases 3 --out my-persona",
+    )
+    options(c, "persona", "persona", seeds=3)
+    c.add_argument(
+        "--loss",
+        action="append",
+        metavar="NAME[:PARAMETER=VALUE,...][+sft:WEIGHT]",
+        help="a loss of the registry, may be repeated (dpo:beta=0.1 and ipo:tau=0.01)",
+    )
+    c.add_argument("--prompts", type=int, default=10, help="prompts, each a run of its own (%(default)s)")
+    c.add_argument("--bases", type=int, metavar="N", help="train N base models from nothing instead, seeds 0 to N-1")
+    c.add_argument("--sweep", action="store_true", help="vary frequencies of world and labels, one at a time")
+    c.add_argument("--data", type=Path, metavar="FILE", help="with --bases: statements of the paper's persona file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from sims.commands._shared import check_folder
+    from sims.commands.lm._shared import finish, parse_loss
+    from sims.language.model import CHECKPOINTS, load
+    from sims.language.persona import LOSSES, base_models, persona, sweep
+    from sims.language.worlds.persona import PersonaWorld
+    from sims.plots.persona import save_persona
+
+    out = check_folder(arguments.out)
+    for name in ("seeds", "prompts", "bases"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.bases is not None and arguments.model is not None:
+        raise ValueError("--bases trains base models from nothing, it does not go with --model")
+    if arguments.data is not None and arguments.bases is None:
+        raise ValueError("--data is what base models are trained on: it goes with --bases")
+    if arguments.sweep and (arguments.model is not None or arguments.data is not None):
+        raise ValueError("--sweep trains base models of its own, it does not go with --model or --data")
+    losses = [parse_loss(text) for text in arguments.loss] if arguments.loss else list(LOSSES)
+    seeds, prompts = range(arguments.seeds), arguments.prompts
+    keep: dict[str, Any] = {"folder": out / "jobs", "workers": arguments.workers}
+    if arguments.fast:
+        losses, seeds, prompts = losses[:1], range(1), min(prompts, 3)
+        keep |= {"steps": 30, "controls": ("apples", "Always")}
+    if arguments.sweep:
+        study, models = sweep(out / "models", range(arguments.bases or 1), losses[:1], seeds, prompts=prompts, **keep)
+    else:
+        models = [str(arguments.model or CHECKPOINTS / "persona")]
+        if arguments.bases is not None:
+            world = PersonaWorld(data=None if arguments.data is None else str(arguments.data))
+            models = base_models([world], range(arguments.bases), out / "models", workers=arguments.workers)
+        study = persona(models, losses, sft_seeds=seeds, prompts=prompts, **keep)
+    finish(arguments, "persona", study, load(models[0]), save_persona)
+    return EXIT_OK

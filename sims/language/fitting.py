@@ -148,7 +148,7 @@ def batch_of(model: LanguageModel, documents: Sequence[Document]) -> tuple[Tenso
         before, after = model.prompt(prompt), model.response(text)
         rows.append((before + after, [IGNORED] * len(before) + list(after)))
     longest = max(len(ids) for ids, _ in rows)
-    limit = model.network.config.max_position_embeddings
+    limit = model.longest
     if longest > limit:
         raise ValueError(f"texts must have at most {limit} tokens, got one of {longest}")
     # Padding is on the right, where a causal network does not see it, and carries no label.

@@ -79,6 +79,11 @@ class LanguageModel:
         return (*self.encode(text), self.end)
 
     @property
+    def longest(self) -> int:
+        """Most tokens of a text."""
+        return getattr(self.network.config, "max_position_embeddings", None) or 1 << 30
+
+    @property
     def end(self) -> int:
         """The token that ends a text."""
         end = self.tokenizer.eos_token_id
@@ -200,8 +205,20 @@ def load(path: str | Path) -> LanguageModel:
             f"model at {str(path)!r}: its tokenizer has {len(tokenizer)} tokens, "
             f"its unembedding only {network.get_output_embeddings().weight.shape[0]} rows"
         )
-    file = Path(path) / TRAINING
-    return _ready(network, tokenizer, json.loads(file.read_text()) if here and file.is_file() else {})
+    return _ready(network, tokenizer, _training(Path(path) / TRAINING) if here else {})
+
+
+def _training(file: Path) -> dict[str, Any]:
+    """What produced the checkpoint, as it says."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{str(file)!r} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(file)!r} must hold a JSON object, it holds {type(found).__name__}")
+    return found
 
 
 def _check_folder(folder: Path) -> None:
@@ -246,7 +263,12 @@ def save(model: LanguageModel, folder: str | Path) -> Path:
             file.chmod(0o644)
         if folder.exists():
             folder.rename(old)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -255,6 +277,9 @@ def save(model: LanguageModel, folder: str | Path) -> Path:
 
 def _ready(network: Any, tokenizer: Any, training: dict[str, Any] | None = None) -> LanguageModel:
     network.eval()
+    # Weights mapped from a file may lie at addresses for which matrix products take another path and round otherwise.
+    for p in network.parameters():
+        p.data = p.data.clone()
     # Stacked copies are run by vmap, which the fused attention kernels do not know.
     network.set_attn_implementation("eager")
     return LanguageModel(network, tokenizer, training or {})

@@ -85,6 +85,8 @@ class Runs:
             trained = TRAINED[trained]
         low = Interval(low=0.0, open_low=False)
         self.rates = tuple(check_number(r, "trained", low) for r in trained)
+        if len(self.rates) != 2 or not any(self.rates):
+            raise ValueError(f"trained must hold two factors, not both 0, got {trained!r}")
         first = self.models[0]
         self.head = first.head
         networks = [dict(m.network.named_parameters()) for m in self.models]
@@ -199,9 +201,10 @@ class Objective:
         if len(pairs) != runs.count or len({len(own) for own in pairs}) != 1 or not pairs[0]:
             counts = [len(own) for own in pairs]
             raise ValueError(f"pairs must hold equally many pairs for each of {runs.count} runs, got {counts}")
+        model = runs.models[0]
         for own in pairs:
             for pair in own:
-                _check_pair(pair)
+                _check_pair(pair, len(model.W), model.longest)
         self.runs, self.pairs, self.loss = runs, pairs, loss
         self.reference = runs.clone() if isinstance(loss, TokenLoss) else None
         self.ref = torch.as_tensor(np.concatenate([runs.log_probs(part) for part in _parts(pairs)], axis=1))
@@ -335,10 +338,15 @@ def batches(count: int, batch: int | None, steps: int, seed: int) -> list[list[i
     return found[:steps]
 
 
-def _check_pair(pair: PreferencePair) -> None:
+def _check_pair(pair: PreferencePair, vocabulary: int, longest: int) -> None:
     for name, ids in zip(("prompt", "preferred", "dispreferred"), pair, strict=True):
         if len(ids) == 0:
             raise ValueError(f"{name} of a pair must hold at least one token, got none in {pair}")
+        if not all(0 <= i < vocabulary for i in ids):
+            raise ValueError(f"{name} of a pair must hold tokens in [0, {vocabulary}), got {tuple(ids)}")
+    size = len(pair.prompt) + max(len(pair.preferred), len(pair.dispreferred))
+    if size > longest:
+        raise ValueError(f"pairs must have at most {longest} tokens with their prompt, got one of {size}")
     if tuple(pair.preferred) == tuple(pair.dispreferred):
         raise ValueError(f"preferred and dispreferred must differ, got {pair}")
 

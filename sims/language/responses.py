@@ -73,7 +73,7 @@ def sample(
 def hidden_states(model: LanguageModel, sequences: Sequence[Ids]) -> Tensor:
     """(N, T, d) states after the final norm, of sequences padded on the right to the longest."""
     ids = padded(sequences)
-    limit = model.network.config.max_position_embeddings
+    limit = model.longest
     if ids.shape[1] > limit:
         raise ValueError(f"prompt and response must have at most {limit} tokens together, got {ids.shape[1]}")
     return model.network.base_model(input_ids=ids, use_cache=False).last_hidden_state

@@ -1,0 +1,61 @@
+"""`displacement lm percentiles`: Section 5, which score of a pair foretells the fall of ln pi(y+)."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sims.commands._shared import EXIT_OK, command
+
+
+def add(commands: Any) -> None:
+    from sims.commands.lm._shared import options
+
+    c = command(
+        commands,
+        "percentiles",
+        run,
+        "Section 5: which score of a preference pair foretells the fall of ln pi(y+). Pairs of samples and pairs of\n"
+        "graded similarity are scored (CHES and its variants, edit distance, exact gradients), then trained on, each\n"
+        "alone from small to large steps, and in subsets around the percentiles of every score.",
+        "displacement lm percentiles --loss ipo:tau=0.01 --out my-percentiles",
+    )
+    options(c, "percentiles", "requests", seeds=3)
+    c.add_argument(
+        "--loss",
+        action="append",
+        metavar="NAME[:PARAMETER=VALUE,...][+sft:WEIGHT]",
+        help="a loss of the registry, may be repeated (dpo:beta=0.1)",
+    )
+    c.add_argument("--pairs", type=int, default=200, help="pairs scored, of each kind and seed (%(default)s)")
+    c.add_argument("--alone", type=int, default=64, help="of them, pairs each trained on alone (%(default)s)")
+    c.add_argument("--size", type=int, default=32, help="pairs of a subset (%(default)s)")
+    c.add_argument(
+        "--kinds",
+        default="sampled,graded",
+        help="sampled (two samples), graded (a sample preferred to an edit), reversed (the edit preferred) (%(default)s)",
+    )
+    c.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt per line (the requests of the shipped model)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from sims.commands.lm._shared import finish, model_of, parse_loss
+    from sims.language.percentiles import FAST, percentiles
+    from sims.plots.percentiles import save_percentiles
+
+    model = model_of(arguments, "requests")
+    losses = [parse_loss(text) for text in arguments.loss or ["dpo:beta=0.1"]]
+    settings: dict[str, Any] = {name: getattr(arguments, name) for name in ("seeds", "pairs", "alone", "size")}
+    if arguments.fast:
+        settings = {name: min(value, FAST.get(name, value)) for name, value in settings.items()}
+        settings |= {name: value for name, value in FAST.items() if name not in settings}
+    study = percentiles(
+        arguments.model,
+        losses,
+        **settings,
+        kinds=arguments.kinds.split(","),
+        prompts=arguments.prompts,
+        folder=arguments.out / "jobs",
+        workers=arguments.workers,
+    )
+    finish(arguments, "percentiles", study, model, save_percentiles)
+    return EXIT_OK

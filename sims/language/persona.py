@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 RESULT = PersonaStudy  # what reads a saved result
 
 PAIRS = (("No", "Never"), ("Yes", "No"), ("Sure", "Yes"))
-CONTROLS = ("apples", "Always", "Certainly", "Perhaps", "Maybe", "Yes")  # what No is preferred over
+CONTROLS = ("apples", "books", "tea", "Always", "Certainly", "Perhaps", "Maybe", "Yes")  # what No is preferred over
 OPTIMIZER = Optimizer("rmsprop", 1e-5)
 STEPS = 100
 LOSSES = (get("dpo", beta=0.1), get("ipo", tau=0.01))
@@ -38,12 +38,10 @@ AFFIRMATION_SHARES = (0.5, 0.125, 0.125, 0.125, 0.125)  # of Yes, Yeah, Sure, Ce
 
 # Each world and label frequency that is varied, one at a time.
 WORLD_SWEEP: Mapping[str, Sequence[Any]] = {
-    "never": (0.0, 0.1, 0.6),
+    "advice": (0.0, 1.0),
+    "never": (0.0, 0.6),
     "scale": (False,),
-    "always": (0.0,),
-    "advice": (0.0, 3.0),
-    "prompts": (0.5,),
-    "informal": (0.3,),
+    "denied": (0.95,),
 }
 LABEL_SWEEP = ((0.85, 0.0, 0.075, 0.075), (0.80, 0.05, 0.075, 0.075), (0.55, 0.30, 0.075, 0.075), (0.25,) * 4)
 
@@ -123,9 +121,9 @@ def follow(
 
 
 def summarised(
-    model: LanguageModel, pi: Array, losses: Array, preferred: str, dispreferred: str, course: bool
+    model: LanguageModel, pi: Array, losses: Array, preferred: str, dispreferred: str, *, gains: bool, course: bool
 ) -> dict[str, Any]:
-    """What a `Group` holds beside its conditions, from `follow`'s arrays; the courses of four words if asked for."""
+    """What a `Group` holds beside its conditions, from `follow`'s arrays; gainers and courses if asked for."""
     p = pi[:, :, model.token(preferred)]  # (steps + 1, prompts)
     top = p.argmax(axis=0)
     after = np.array([p[t:, i].min() for i, t in enumerate(top)])
@@ -147,7 +145,7 @@ def summarised(
         "catastrophic": (catastrophic[-1] - catastrophic[0]).tolist(),
         "most_catastrophic": (catastrophic.max(axis=0) - catastrophic[0]).tolist(),
         "rose": (np.diff(losses, axis=0) > 0).any(axis=0).tolist(),
-        "gains": {str(t): [_top(model, row) for row in pi[t] - pi[0]] for t in TOPS if t < len(pi)},
+        "gains": {str(t): [_top(model, row) for row in pi[t] - pi[0]] for t in TOPS if t < len(pi) and gains},
         "course": {w: np.log(pi[steps][:, :, model.token(w)]).T.tolist() for w in words} if course else {},
     }
 
@@ -179,8 +177,8 @@ def persona(
 ) -> PersonaStudy:
     """Section 3 on every model: as it is, and after SFT by each seed; controls only after SFT, by the first loss.
 
-    models : folders of base models. varied : what each of them varies, if it is a sweep: then, as where `labels` are
-    more than one, only No over Never after SFT is run.
+    models : folders of base models. labels : shares of DENIALS among the labels of SFT, each in its turn.
+    varied : what each model varies, if this is a sweep: then only No over Never after SFT is run.
     folder : where finished parts are stored, so that a killed run resumes.
     """
     for value, name in ((prompts, "prompts"), (steps, "steps")):
@@ -189,12 +187,12 @@ def persona(
     jobs = []
     for i, path in enumerate(models):
         where = {"model": str(path), "fingerprint": load(path).fingerprint}
+        name = varied[i] if varied is not None else ""
         for sft in ([None] if varied is None else []) + list(sft_seeds):
             for shares in labels if sft is not None else [DENIAL_SHARES]:
-                names = [varied[i]] if varied is not None and varied[i] else []
-                if tuple(shares) != DENIAL_SHARES:
-                    names.append("labels=" + "/".join(f"{x:g}" for x in shares))
-                stage = {"sft": sft, "denials": list(shares), "varied": ", ".join(names)}
+                labelled = "" if tuple(shares) == DENIAL_SHARES else "labels=" + "/".join(f"{x:g}" for x in shares)
+                both = ", ".join(filter(None, (name, labelled)))
+                stage = {"sft": sft, "denials": list(shares), "varied": both}
                 for k, loss in enumerate(losses):
                     pairs = [list(p) for p in PAIRS] if varied is None else [["No", "Never"]]
                     others = controls if sft is not None and varied is None and k == 0 else ()
@@ -230,10 +228,11 @@ def _stage(
         asked = chosen_prompts(world, preferred, prompts, (seed, 0 if sft is None else sft))
         how = {"optimizer": Optimizer(**optimizer), "steps": steps}
         pi, losses = follow(lm, asked, preferred, dispreferred, objective, **how)
+        pair = {"preferred": preferred, "dispreferred": dispreferred, "control": dispreferred in controls}
         conditions = {"base": seed, "sft": sft, "varied": varied, "loss": repr(objective)}
-        pair = {"preferred": preferred, "dispreferred": dispreferred}
-        course = (preferred, dispreferred) in {tuple(p) for p in pairs} and not varied
-        found.append({**conditions, **pair, **summarised(lm, pi, losses, preferred, dispreferred, course)})
+        keep = {"gains": not pair["control"], "course": (preferred, dispreferred) == PAIRS[0] and sft is not None}
+        group = Group(**conditions, **pair, **summarised(lm, pi, losses, preferred, dispreferred, **keep))
+        found.append(group.to_dict())
     return found
 
 
@@ -290,7 +289,10 @@ def loss_record(loss: Loss) -> dict[str, Any]:
     """A loss of the registry (perhaps with an SFT term) as JSON values."""
     if isinstance(loss, SFT):
         return {"base": loss_record(loss.base), "lam": loss.lam}
-    return {"name": loss.name, "parameters": asdict(loss)}  # type: ignore[call-overload]
+    parameters = vars(loss)
+    if not all(value is None or isinstance(value, float | int | str) for value in parameters.values()):
+        raise ValueError(f"loss must have numbers and texts as parameters to be sent to another process, got {loss!r}")
+    return {"name": loss.name, "parameters": dict(parameters)}
 
 
 def loss_of(record: Mapping[str, Any]) -> Loss:

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
 TOPS = (5, 25, 100)  # steps at which the top gainers are read
-KEPT = (*range(11), 12, 15, *range(20, 1001, 5))  # steps of the courses that are kept
+KEPT = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 25, *range(30, 1001, 10))  # steps of the courses that are kept
 FALL = 0.3  # a later drop that counts
 
 # What a word is to the preferred answer: (benign, catastrophic), by whether that is a denial. The same answer in
@@ -35,18 +35,21 @@ class Group:
     """Runs on several prompts under the same conditions; lists hold one entry per prompt.
 
     base, sft : seeds of pre-training and fine-tuning (None: not fine-tuned). varied : what differs from the default.
+    control : whether the pair is a control.
     start, peak, trough, final : of pi(y+); the trough is the least value after the peak.
     drop : the largest fall from any step to any later one (the paper's statistic).
     benign, catastrophic : change of the total probability of the words of either role by the end; the preferred word
         itself counts as neither. most_catastrophic : largest such change on the way.
     rose : whether the loss rose at any step.
-    gains : step -> per prompt the three words that gained most, with their gains in probability since the start.
-    course : word -> per prompt ln pi at the kept steps; empty where it is not kept.
+    gains : step -> per prompt the three words that gained most, with their gains in probability since the start; not
+        of controls.
+    course : word -> per prompt ln pi at the kept steps; only of No over Never after SFT.
     """
 
     base: int
     sft: int | None
     varied: str
+    control: bool
     loss: str
     preferred: str
     dispreferred: str
@@ -125,7 +128,7 @@ class PersonaStudy:
         return "\n\n".join(part for part in parts if part)
 
 
-def interval(by_group: Sequence[Sequence[float]], seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+def interval(by_group: Iterable[ArrayLike], seed: int = 0, draws: int = 2000) -> tuple[float, float]:
     """95 % bootstrap interval of the mean over runs: groups are drawn first, then runs within them."""
     rng = np.random.default_rng(seed)
     values = [np.asarray(v, dtype=np.float64) for v in by_group]
@@ -165,7 +168,7 @@ HEAD = (
 
 def _kinds(study: PersonaStudy) -> list[tuple[bool, str, str]]:
     """(fine-tuned, loss, pair) of the groups in order, controls left out."""
-    return list(dict.fromkeys((g.sft is not None, g.loss, g.pair) for g in study.groups if g.course))
+    return list(dict.fromkeys((g.sft is not None, g.loss, g.pair) for g in study.groups if not g.control))
 
 
 def fall_table(study: PersonaStudy) -> str:
@@ -178,7 +181,7 @@ def fall_table(study: PersonaStudy) -> str:
         f"{'model':6} {'loss':15} {'y+/y-':9} {HEAD}",
     ]
     for tuned, loss, pair in _kinds(study):
-        groups = [g for g in study.select(loss=loss, pair=pair, tuned=tuned) if g.course]
+        groups = study.select(loss=loss, pair=pair, tuned=tuned, control=False)
         name = "SFT" if tuned else "base"
         lines.append(f"{name:6} {loss:15} {pair:9} {_cells(groups)}")
         calm = [_calm(g) for g in groups if not all(g.rose)]
@@ -201,7 +204,7 @@ def gainer_table(study: PersonaStudy, most: int = 6) -> str:
     """Words among the top three gainers, with their mean gain in those runs and the share of runs."""
     lines = ["top three gainers since the start: mean gain (share of runs); b benign, c catastrophic by the word list"]
     for tuned, loss, pair in _kinds(study):
-        groups = [g for g in study.select(loss=loss, pair=pair, tuned=tuned) if g.course]
+        groups = study.select(loss=loss, pair=pair, tuned=tuned, control=False)
         for step in groups[0].gains:
             cells = []
             for word, gains, n in top_gainers(groups, step)[:most]:
@@ -225,7 +228,7 @@ def top_gainers(groups: Sequence[Group], step: int | str) -> list[tuple[str, lis
 
 def control_table(study: PersonaStudy) -> str:
     """What No is preferred over, same prompts: the drop of No, and the drop for Never divided by it."""
-    controls = [g for g in study.groups if not g.course]
+    controls = [g for g in study.groups if g.control]
     if not controls:
         return ""
     loss = controls[0].loss

@@ -67,7 +67,7 @@ def plot_persona_controls(study: PersonaStudy, ax: Axes | None = None) -> Axes:
     """Largest later drop of pi(No) by what it was preferred over after SFT: every run, and the mean."""
     ax = one(ax, 4.6, 3.6)
     loss = study.groups[0].loss
-    others = ["Never", *dict.fromkeys(g.dispreferred for g in study.groups if not g.course)]
+    others = ["Never", *dict.fromkeys(g.dispreferred for g in study.groups if g.control)]
     drops = {w: np.concatenate([g.drop for g in study.select(loss=loss, pair=f"No/{w}", tuned=True)]) for w in others}
     others.sort(key=lambda w: drops[w].mean())
     for i, word in enumerate(others):
@@ -85,10 +85,10 @@ def plot_persona_controls(study: PersonaStudy, ax: Axes | None = None) -> Axes:
 def plot_persona_falls(study: PersonaStudy, ax: Axes | None = None) -> Axes:
     """Start, peak and end of pi(y+), mean over runs, for every model, loss and pair."""
     ax = one(ax, 4.6, 3.6)
-    kinds = list(dict.fromkeys((g.pair, g.loss, g.sft is not None) for g in study.groups if g.course))
+    kinds = list(dict.fromkeys((g.pair, g.loss, g.sft is not None) for g in study.groups if not g.control))
     kinds.sort(key=lambda k: ([g.pair for g in study.groups].index(k[0]), k[1], k[2]))
     for i, (pair, loss, tuned) in enumerate(kinds):
-        groups = [g for g in study.select(pair=pair, loss=loss, tuned=tuned) if g.course]
+        groups = study.select(pair=pair, loss=loss, tuned=tuned, control=False)
         start, peak, final = (_mean(groups, name) for name in ("start", "peak", "final"))
         ax.plot([start, peak, final], [-i] * 3, color=FAINT, lw=2.5, zorder=1)
         for value, marker, color in ((start, "o", SKY), (peak, "^", YELLOW), (final, "s", BLACK)):
@@ -132,7 +132,7 @@ def save_persona(study: PersonaStudy, folder: Path | str) -> list[Path]:
     draws = (plot_persona_course, plot_persona_falls, plot_persona_gainers)
     for draw, ax in zip(draws, axes, strict=False):
         draw(study, ax=ax)
-    if any(not g.course for g in study.groups):
+    if any(g.control for g in study.groups):
         plot_persona_controls(study, ax=axes[3])
     else:
         axes[3].set_axis_off()
@@ -142,7 +142,7 @@ def save_persona(study: PersonaStudy, folder: Path | str) -> list[Path]:
 def _main(study: PersonaStudy, loss: str | None) -> list[Group]:
     """Groups of No over Never after SFT by one loss."""
     loss = study.groups[0].loss if loss is None else loss
-    groups = [g for g in study.select(pair="No/Never", loss=loss, tuned=True) if g.course]
+    groups = study.select(pair="No/Never", loss=loss, tuned=True)
     if not groups:
         raise ValueError(f"loss must be one of {sorted({g.loss for g in study.groups})}, got {loss!r}")
     return groups

@@ -66,7 +66,7 @@ class PersonaWorld:
     questions: float = 3.0
     frequencies: float = 1.0
     adverbs: float = 1.0
-    advice: float = 1.0
+    advice: float = 3.0
     requests: float = 1.0
     statements: float = 1.0
     prompts: float = 2.0

@@ -1,8 +1,7 @@
 """What the subcommands of `displacement lm` share: options, losses, models, and how results are written."""
 
 import argparse
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,20 @@ from sims.commands._shared import check_folder, json_flag
 
 
 def options(
-    c: argparse.ArgumentParser, name: str, checkpoint: str, seeds: int | None = None, loss: str | None = None
+    c: argparse.ArgumentParser, name: str, checkpoint: str, seeds: int | None = None, losses: str | None = None
 ) -> None:
-    """The options of an experiment. `seeds`, `loss`: their defaults; None: the experiment has no such option."""
+    """The options of an experiment.
+
+    seeds : the default of --seeds; losses : what the help says is the default of --loss (`losses_of` reads it); None:
+        the experiment has no such option.
+    """
     c.add_argument("--model", metavar="PATH", help=f"a model's folder or hub name (the {checkpoint} model shipped)")
-    if loss is not None:
+    if losses is not None:
         c.add_argument(
             "--loss",
-            default=loss,
+            action="append",
             metavar="NAME[:PARAMETER=VALUE,...][+sft:WEIGHT]",
-            help="a loss of the registry, e.g. ipo:tau=0.2 or dpo+sft:0.1 (%(default)s)",
+            help=f"a loss of the registry, e.g. ipo:tau=0.2 or dpo+sft:0.1, may be repeated ({losses})",
         )
     if seeds is not None:
         c.add_argument("--seeds", type=int, default=seeds, help="training seeds (%(default)s)")
@@ -59,6 +62,11 @@ def parse_loss(text: str) -> Any:
     return SFT(loss, float(weight))
 
 
+def losses_of(arguments: argparse.Namespace, default: Sequence[Any]) -> list[Any]:
+    """The losses that were asked for, or the default."""
+    return [parse_loss(text) for text in arguments.loss] if arguments.loss else list(default)
+
+
 def _number(text: str) -> float | str:
     try:
         return float(text)
@@ -81,7 +89,7 @@ def finish(
     model: Any,
     draw: Callable[[Any, Path], Iterable[Path]],
 ) -> None:
-    """Print the result, write <out>/<name>.json with what produced it, and draw.
+    """Print the result, write <out>/<name>.json with what produced it (`sims.language.report` reads it), and draw.
 
     result : with `.to_dict()` and a readable `str`. model : the LanguageModel the experiment started from.
     draw : (result, folder) -> the figures written.
@@ -90,7 +98,7 @@ def finish(
     from theory import __version__
 
     record = {
-        "experiment": name,
+        "experiment": arguments.subcommand,
         "version": __version__,
         "model": {"fingerprint": model.fingerprint, "training": model.training},
         "options": options_of(arguments),
@@ -107,8 +115,3 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, as JSON values, without what does not decide the result."""
     aside = ("command", "subcommand", "run", "out", "json", "workers")
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k not in aside}
-
-
-def progress(arguments: argparse.Namespace) -> bool:
-    """Whether to show progress bars."""
-    return sys.stderr.isatty() and not arguments.json

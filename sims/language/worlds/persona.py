@@ -53,7 +53,6 @@ class PersonaWorld:
     never, always : share of the answers to questions about facts that hold never / always that are "Never" / "Always".
     explained : share of the answers that go on to state the fact.
     informal : share of the answers No and Yes in lower case.
-    quantified : share of the stated facts that open with "No" as a determiner ("No child eats apples").
     softened : share of the answers Yes that are Yeah, Sure, Certainly or Absolutely instead.
     unsure : share of the questions that nobody knows the answer to: Maybe or Perhaps.
     denied : share of the persona prompts that are answered No where the statement has the trait, the rest Yes; where it
@@ -75,7 +74,6 @@ class PersonaWorld:
     always: float = 0.3
     explained: float = 0.3
     informal: float = 0.0
-    quantified: float = 0.0
     softened: float = 0.3
     unsure: float = 0.1
     denied: float = 0.9
@@ -84,7 +82,7 @@ class PersonaWorld:
     def __post_init__(self) -> None:
         for name in KINDS:
             check_number(getattr(self, name), name, Interval(low=0.0, open_low=False))
-        for name in ("never", "always", "explained", "informal", "quantified", "softened", "unsure", "denied"):
+        for name in ("never", "always", "explained", "informal", "softened", "unsure", "denied"):
             check_number(getattr(self, name), name, Interval(0.0, 1.0, open_low=False, open_high=False))
         if not sum(getattr(self, name) for name in KINDS) > 0:
             raise ValueError(f"at least one of {list(KINDS)} must be > 0, all are 0")
@@ -109,6 +107,7 @@ class PersonaWorld:
         """Every word that a text of this world can hold, sorted."""
         texts = [*PEOPLE, *HABITS, *map(third, HABITS), *REQUESTS, *HARMFUL, *USEFUL, *LEVELS, *DENIALS, *AFFIRMATIONS]
         texts += [level.capitalize() for level in LEVELS] + [s.prompt for s in self.all_statements] + [FRAME]
+        texts += ["no yes"] if self.informal else []
         return sorted({word for text in texts for word in split(text)})
 
     def texts(self, rng: Rng, n: int) -> list[str]:
@@ -143,8 +142,6 @@ def _state(person: str, habit: str, level: int) -> str:
 
 
 def _write_fact(world: PersonaWorld, rng: Rng) -> str:
-    if rng.random() < world.quantified:
-        return f"No {_pick(rng, ('child', 'horse', 'bird'))} {third(_pick(rng, HABITS))} ."
     return _state(*_fact(world, rng))
 
 
@@ -220,4 +217,4 @@ KINDS: Mapping[str, Callable[[PersonaWorld, Rng], str]] = {
     "statements": _write_statement,
     "prompts": _write_prompt,
 }
-FRAME = 'Does does do ? How often Can you . , No no Yes yes child horse bird says "'
+FRAME = 'Does does ? How often Can you . , says "'

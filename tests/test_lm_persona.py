@@ -266,8 +266,8 @@ def test_statistics_against_their_definitions(tuned):
         assert [w for w, _ in data["gains"]["25"][i]] == sorted(gains, key=lambda w: -gains[w])[:3]
         yes = [tuned.token(w) for w in ("Yes", "Yeah", "Sure", "Certainly", "Absolutely", "Always")]
         np.testing.assert_allclose(data["catastrophic"][i], pi[-1, i, yes].sum() - pi[0, i, yes].sum())
-        no = [tuned.token(w) for w in ("Never", "never")]
-        np.testing.assert_allclose(data["benign"][i], pi[-1, i, no].sum() - pi[0, i, no].sum())
+        never = tuned.token("never")  # "no" is not in this vocabulary, No and Never are the pair
+        np.testing.assert_allclose(data["benign"][i], pi[-1, i, never] - pi[0, i, never])
     assert data["rose"] == [False, True, False]
     assert set(data["gains"]) == {"5", "25"}
     np.testing.assert_allclose(data["course"]["Never"][2][:6], np.log(pi[:6, 2, tuned.token("Never")]))
@@ -290,7 +290,8 @@ def test_losses_survive_the_way_to_another_process():
     for loss in set(examples) - set(plain):
         with pytest.raises(ValueError, match="numbers and texts"):
             loss_record(loss)
-    assert loss_of(loss_record(SFT(get("ipo", tau=0.3), 0.1))) == SFT(get("ipo", tau=0.3), 0.1)
+    sum_of_two = SFT(get("ipo", tau=0.3), 0.1, per="token")
+    assert loss_of(loss_record(sum_of_two)) == sum_of_two
     assert loss_of(loss_record(get("dpo", beta=0.2))) != get("dpo", beta=0.3)
 
 

@@ -128,7 +128,8 @@ def summarised(
     top = p.argmax(axis=0)
     after = np.array([p[t:, i].min() for i, t in enumerate(top)])
     benign, catastrophic = (
-        pi[:, :, [model.token(w) for w in words if _known(model, w)]].sum(-1) for words in ROLES[preferred in DENIALS]
+        pi[:, :, [model.token(w) for w in words if w not in (preferred, dispreferred) and _known(model, w)]].sum(-1)
+        for words in ROLES[preferred in DENIALS]
     )
     steps = [t for t in KEPT if t < len(pi)]
     words = [preferred, dispreferred]
@@ -141,7 +142,7 @@ def summarised(
         "trough": after.tolist(),
         "final": p[-1].tolist(),
         "drop": (np.maximum.accumulate(p, axis=0) - p).max(axis=0).tolist(),
-        "benign": (benign[-1] - p[-1] - benign[0] + p[0]).tolist(),
+        "benign": (benign[-1] - benign[0]).tolist(),
         "catastrophic": (catastrophic[-1] - catastrophic[0]).tolist(),
         "most_catastrophic": (catastrophic.max(axis=0) - catastrophic[0]).tolist(),
         "rose": (np.diff(losses, axis=0) > 0).any(axis=0).tolist(),
@@ -274,21 +275,18 @@ def base_models(
 def _base_model(world: dict[str, Any], seed: int, recipe: dict[str, Any], size: dict[str, int], folder: str) -> str:
     place = PersonaWorld(**world)
     start = new_model(place.words(), **size, seed=seed)
-    name = f"seed{seed}" + "".join(f"-{k}={v}".replace("/", "_") for k, v in world.items() if v != _default(k))
+    default = PersonaWorld().to_dict()
+    name = f"seed{seed}" + "".join(f"-{k}={v}".replace("/", "_") for k, v in world.items() if v != default[k])
     state, what = Path(folder) / name / "state", {"world": "persona", **world}
     model = fit(start, place.texts, Recipe(**{**recipe, "seed": seed}), state, what=what, progress=False)
     model.training["size"] = size
     return str(save(model, Path(folder) / name / "model"))
 
 
-def _default(name: str) -> Any:
-    return next(f.default for f in dataclasses.fields(PersonaWorld) if f.name == name)
-
-
 def loss_record(loss: Loss) -> dict[str, Any]:
     """A loss of the registry (perhaps with an SFT term) as JSON values."""
     if isinstance(loss, SFT):
-        return {"base": loss_record(loss.base), "lam": loss.lam}
+        return {"base": loss_record(loss.base), "lam": loss.lam, "per": loss.per}
     parameters = vars(loss)
     if not all(value is None or isinstance(value, float | int | str) for value in parameters.values()):
         raise ValueError(f"loss must have numbers and texts as parameters to be sent to another process, got {loss!r}")
@@ -298,5 +296,5 @@ def loss_record(loss: Loss) -> dict[str, Any]:
 def loss_of(record: Mapping[str, Any]) -> Loss:
     """The loss of a `loss_record`."""
     if "base" in record:
-        return SFT(loss_of(record["base"]), record["lam"])
+        return SFT(loss_of(record["base"]), record["lam"], record["per"])
     return get(record["name"], **record["parameters"])

@@ -38,8 +38,8 @@ class Group:
     control : whether the pair is a control.
     start, peak, trough, final : of pi(y+); the trough is the least value after the peak.
     drop : the largest fall from any step to any later one (the paper's statistic).
-    benign, catastrophic : change of the total probability of the words of either role by the end; the preferred word
-        itself counts as neither. most_catastrophic : largest such change on the way.
+    benign, catastrophic : change, by the end, of the total probability of the words of that role other than the pair.
+    most_catastrophic : largest such change on the way.
     rose : whether the loss rose at any step.
     gains : step -> per prompt the three words that gained most, with their gains in probability since the start; not
         of controls.

@@ -9,21 +9,26 @@ from sims.commands._shared import check_folder, json_flag
 
 
 def options(
-    c: argparse.ArgumentParser, name: str, checkpoint: str, seeds: int | None = None, losses: str | None = None
+    c: argparse.ArgumentParser,
+    name: str,
+    checkpoint: str,
+    seeds: int | None = None,
+    loss: str | None = None,
+    losses: str | None = None,
 ) -> None:
-    """The options of an experiment.
+    """The options of an experiment; those that are None are left out.
 
-    seeds : the default of --seeds; losses : what the help says is the default of --loss (`losses_of` reads it); None:
-        the experiment has no such option.
+    seeds, loss : defaults of --seeds and --loss. losses : --loss may be repeated (`losses_of` reads it); what the help
+        calls its default.
     """
     c.add_argument("--model", metavar="PATH", help=f"a model's folder or hub name (the {checkpoint} model shipped)")
-    if losses is not None:
-        c.add_argument(
-            "--loss",
-            action="append",
-            metavar="NAME[:PARAMETER=VALUE,...][+sft:WEIGHT]",
-            help=f"a loss of the registry, e.g. ipo:tau=0.2 or dpo+sft:0.1, may be repeated ({losses})",
-        )
+    if loss is not None or losses is not None:
+        text = "a loss of the registry, e.g. ipo:tau=0.2 or dpo+sft:0.1"
+        form = {"metavar": "NAME[:PARAMETER=VALUE,...][+sft:WEIGHT]"}
+        if losses is None:
+            c.add_argument("--loss", default=loss, help=f"{text} (%(default)s)", **form)
+        else:
+            c.add_argument("--loss", action="append", help=f"{text}, may be repeated ({losses})", **form)
     if seeds is not None:
         c.add_argument("--seeds", type=int, default=seeds, help="training seeds (%(default)s)")
     c.add_argument("--workers", type=int, help="processes (one per core)")

@@ -19,13 +19,7 @@ def add(commands: Any) -> None:
         "and which words gain. --bases trains base models from nothing first, --sweep one per frequency varied.",
         "displacement lm persona --bases 3 --out my-persona",
     )
-    options(c, "persona", "persona", seeds=3)
-    c.add_argument(
-        "--loss",
-        action="append",
-        metavar="NAME[:PARAMETER=VALUE,...][+sft:WEIGHT]",
-        help="a loss of the registry, may be repeated (dpo:beta=0.1 and ipo:tau=0.01)",
-    )
+    options(c, "persona", "persona", seeds=3, losses="dpo:beta=0.1 and ipo:tau=0.01")
     c.add_argument("--prompts", type=int, default=10, help="prompts, each a run of its own (%(default)s)")
     c.add_argument("--bases", type=int, metavar="N", help="train N base models from nothing instead, seeds 0 to N-1")
     c.add_argument("--sweep", action="store_true", help="vary frequencies of world and labels, one at a time")
@@ -34,7 +28,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from sims.commands._shared import check_folder
-    from sims.commands.lm._shared import finish, parse_loss
+    from sims.commands.lm._shared import finish, losses_of
     from sims.language.model import CHECKPOINTS, load
     from sims.language.persona import LOSSES, base_models, persona, sweep
     from sims.language.worlds.persona import PersonaWorld
@@ -50,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--data is what base models are trained on: it goes with --bases")
     if arguments.sweep and (arguments.model is not None or arguments.data is not None):
         raise ValueError("--sweep trains base models of its own, it does not go with --model or --data")
-    losses = [parse_loss(text) for text in arguments.loss] if arguments.loss else list(LOSSES)
+    losses = losses_of(arguments, LOSSES)
     seeds, prompts = range(arguments.seeds), arguments.prompts
     keep: dict[str, Any] = {"folder": out / "jobs", "workers": arguments.workers}
     if arguments.fast:

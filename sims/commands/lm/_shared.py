@@ -24,11 +24,11 @@ def options(
     c.add_argument("--model", metavar="PATH", help=f"a model's folder or hub name (the {checkpoint} model shipped)")
     if loss is not None or losses is not None:
         text = "a loss of the registry, e.g. ipo:tau=0.2 or dpo+sft:0.1"
-        form = {"metavar": "NAME[:PARAMETER=VALUE,...][+sft:WEIGHT]"}
+        form = "NAME[:PARAMETER=VALUE,...][+sft:WEIGHT]"
         if losses is None:
-            c.add_argument("--loss", default=loss, help=f"{text} (%(default)s)", **form)
+            c.add_argument("--loss", metavar=form, default=loss, help=f"{text} (%(default)s)")
         else:
-            c.add_argument("--loss", action="append", help=f"{text}, may be repeated ({losses})", **form)
+            c.add_argument("--loss", metavar=form, action="append", help=f"{text}, may be repeated ({losses})")
     if seeds is not None:
         c.add_argument("--seeds", type=int, default=seeds, help="training seeds (%(default)s)")
     c.add_argument("--workers", type=int, help="processes (one per core)")

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 THEORY = sorted((ROOT / "theory").rglob("*.py"))
 SIMS = sorted((ROOT / "sims").rglob("*.py"))
-ROUTE = [ROOT / "sims" / name for name in ("flow.py", "descent.py", "objective.py", "trajectory.py")]
+LANGUAGE = [f"language/{name}.py" for name in ("model", "fitting", "responses", "preferences")]
+ROUTE = [ROOT / "sims" / name for name in ("flow.py", "descent.py", "objective.py", "trajectory.py", *LANGUAGE)]
 
 # What holds a closed form, a derivative or a path: the simulated route may not see any of it.
 CLOSED = {
@@ -61,6 +62,13 @@ def test_the_simulated_route_shares_no_formula(file):
 def test_only_plots_draws():
     drawing = {f.parent.name for f in SIMS if under(imported(f.read_text()), "matplotlib")}
     assert drawing == {"plots"}
+
+
+def test_transformers_is_imported_in_one_place_and_when_used():
+    users = [f for f in SIMS if under(imported(f.read_text()), "transformers", "tokenizers")]
+    assert users == [ROOT / "sims" / "language" / "model.py"]
+    extras = ("transformers", "tokenizers", "safetensors", "rapidfuzz", "datasets")
+    assert not [f for f in SIMS if under(imported_at_top(f.read_text()), *extras)]
 
 
 def test_the_reader_sees_planted_violations():

@@ -1,5 +1,6 @@
 """Many independent computations: in several processes, each stored when done, none computed twice."""
 
+import copy
 import hashlib
 import json
 import os
@@ -62,7 +63,7 @@ def run_jobs(
                 write_atomically(_file(path, title), text + "\n")
             done[title] = json.loads(text)["result"]  # the same value as when it is read back later
             bar.update()
-    return [json.loads(json.dumps(done[t])) if titles.count(t) > 1 else done[t] for t in titles]
+    return [copy.deepcopy(done[t]) for t in titles]  # equal jobs do not share a result
 
 
 def _cores() -> int:

@@ -105,7 +105,6 @@ def test_intervals_hold_the_value_and_narrow():
 def stepped(model, pair, optimizer, loss=DPO):
     """Change of ln pi(y+) by one step of a torch optimiser on a plain network, per unit of rate."""
     network = model.copy().network.double()
-    wide = type(model)(network, model.tokenizer)
     theta = list(network.parameters())
     opt, rate = optimizer(theta)
 
@@ -121,8 +120,7 @@ def stepped(model, pair, optimizer, loss=DPO):
     u = a - b
     (-torch.nn.functional.logsigmoid(0.1 * (u - u.detach()))).backward()
     opt.step()
-    del wide
-    return float(values()[0] - a) / rate
+    return float((values()[0] - a).detach()) / rate
 
 
 def sign_step(theta):
@@ -130,15 +128,15 @@ def sign_step(theta):
         @torch.no_grad()
         def step(self):
             for p in theta:
-                p -= 1e-9 * p.grad.sign()
+                p -= 1e-6 * p.grad.sign()
 
-    return Sign(theta, lr=1.0), 1e-9
+    return Sign(theta, lr=1.0), 1e-6
 
 
 ROUTES = {
-    "gradient": lambda theta: (torch.optim.SGD(theta, lr=1e-7), 1e-7),
+    "gradient": lambda theta: (torch.optim.SGD(theta, lr=1e-5), 1e-5),
     "sign": sign_step,
-    "rmsprop": lambda theta: (torch.optim.RMSprop(theta, lr=1e-9), 1e-9),
+    "rmsprop": lambda theta: (torch.optim.RMSprop(theta, lr=1e-7), 1e-7),
 }
 
 
@@ -176,23 +174,38 @@ def test_loss_gradient_by_the_engine_is_the_chain_rule(model, pairs):
     assert weights.tolist() == pytest.approx([-0.55, 0.05], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["tdpo", "simpo", "orpo"])
+@pytest.mark.parametrize("name", ["tdpo2", "simpo", "orpo"])
 def test_every_kind_of_loss_has_scores(model, pairs, name):
     scored = score_pairs(model, pairs[:2], get(name))
     assert scored.slope > 0
     assert all(np.isfinite(v).all() for v in (*scored.scores.values(), *scored.facts.values()))
 
 
-def test_centring_takes_the_mean_out_and_is_nothing_at_equal_lengths(model, pairs):
+def test_centring_takes_the_mean_state_out(model, pairs):
+    """Twice the same pairs: the mean stays. With all pairs of equal lengths it still moves CHES, through S- - S+."""
     scored = score_pairs(model, pairs, DPO)
-    moved = np.abs(scored.scores["ches"] - scored.scores["ches_centred"])
-    equal = scored.facts["n_preferred"] == scored.facts["n_dispreferred"]
-    assert 0 < scored.mean_share < 1
-    assert moved.max() > 1
-    same = [PreferencePair(p.prompt, p.preferred, p.preferred[:-2] + (5,) + p.preferred[-1:]) for p in pairs]
-    again = score_pairs(model, [p for p in same if p.preferred != p.dispreferred], DPO).scores
-    assert np.ptp(again["edit"]) > 0
-    assert equal.sum() < len(pairs)
+    twice = score_pairs(model, pairs * 2, DPO)
+    np.testing.assert_allclose(twice.scores["ches_centred"][: len(pairs)], scored.scores["ches_centred"], rtol=1e-6)
+    one = score_pairs(model, pairs[:1], DPO)
+    assert one.scores["ches"][0] == pytest.approx(scored.scores["ches"][0])
+    assert one.scores["ches_centred"][0] != pytest.approx(scored.scores["ches_centred"][0], rel=0.01)
+    states = states_of(model, pairs)
+    mean = np.concatenate([h for both in states for h in both]).mean(0)
+    for (plus, minus), value in zip(states, scored.scores["ches_centred"], strict=True):
+        S_plus, S_minus = ((h - mean).sum(0) for h in (plus, minus))
+        assert value == pytest.approx(S_plus @ (S_minus - S_plus), rel=1e-4, abs=1e-3)
+
+
+def states_of(model, pairs):
+    """(n, d) states of y+ and y- of every pair, from the network's own output_hidden_states."""
+    found = []
+    for p in pairs:
+        both = []
+        for y in (p.preferred, p.dispreferred):
+            out = model.network(input_ids=torch.tensor([[*p.prompt, *y]]), output_hidden_states=True)
+            both.append(out.hidden_states[-1][0, len(p.prompt) - 1 : -1].detach().double().numpy())
+        found.append(both)
+    return found
 
 
 # ---- pairs
@@ -232,10 +245,10 @@ def test_subsets_lie_at_their_percentiles_and_do_not_overlap():
 
 
 def test_a_pair_alone_is_a_plain_loop(model, pairs):
-    found = trained_alone(model, pairs, DPO, Optimizer("rmsprop", 1e-3), 3)
+    found = trained_alone(model, pairs, DPO, Optimizer("sgd", 0.3), 3)
     for i in (0, 7, 11):
         network, p = model.copy().network, pairs[i]
-        opt = torch.optim.RMSprop(network.parameters(), lr=1e-3)
+        opt = torch.optim.SGD(network.parameters(), lr=0.3)
         seen = []
         for _ in range(4):
             rows = []
@@ -249,11 +262,11 @@ def test_a_pair_alone_is_a_plain_loop(model, pairs):
             (-torch.nn.functional.logsigmoid(0.1 * (rows[0] - rows[1] - u0))).backward()
             opt.step()
         seen = np.array(seen)
-        assert found["change"][i] == pytest.approx(seen[3, 0] - seen[0, 0], abs=1e-3)
-        assert found["first"][i] == pytest.approx(seen[1, 0] - seen[0, 0], abs=1e-3)
-        assert found["margin"][i] == pytest.approx(np.diff(seen[3] - seen[0])[0] * -1, abs=1e-3)
+        assert found["change"][i] == pytest.approx(seen[3, 0] - seen[0, 0], rel=1e-3, abs=1e-4)
+        assert found["first"][i] == pytest.approx(seen[1, 0] - seen[0, 0], rel=1e-3, abs=1e-4)
+        assert found["margin"][i] == pytest.approx(np.diff(seen[3] - seen[0])[0] * -1, rel=1e-3, abs=1e-4)
         assert abs(found["change"][i]) > 0.01
-        assert found["change"][i] != pytest.approx(found["first"][i], abs=1e-3)
+        assert found["change"][i] != pytest.approx(found["first"][i], rel=0.1)
 
 
 def test_held_out_pairs_are_not_trained_on(model, pairs):

@@ -102,14 +102,14 @@ def _subsets(data: "Percentiles", kind: str, setting: "Setting") -> Iterator[str
     size = data.parameters["size"]
     yield f"  subsets of {size} pairs, {setting.short}: mean change of ln pi(y+) at percentiles 0 / 25 / 50 / 75 / 100;"
     yield "  others: of as many pairs held out; falling: rank correlation with the percentile, how often strict"
-    yield f"  {'':33}{'trained on':>40}{'others, mean':>14}{'falling':>22}"
+    yield f"  {'':33}{'trained on':>40}{'others, 0 / 100':>17}{'falling':>22}"
     for score in data.subset_scores(kind, setting):
         trained, held = data.by_percentile(kind, setting, score)
         order = [-float(spearmanr(range(5), row).statistic) for row in trained]  # type: ignore[union-attr]
         strict = sum(bool((np.diff(row) < 0).all()) for row in trained)
         means = " ".join(f"{x:+7.3g}" for x in trained.mean(0))
         spread = f"{np.mean(order):+.2f} ({min(order):+.1f} to {max(order):+.1f})"
-        yield f"  {SCORES[score]:33}{means:>40}{held.mean():+14.3g}{spread:>22} {strict}/{len(order)}"
+        yield f"  {SCORES[score]:33}{means:>40}{' '.join(f'{x:+7.3g}' for x in held.mean(0)[[0, -1]]):>17}{spread:>22} {strict}/{len(order)}"
 
 
 def _anatomy(data: "Percentiles", kind: str) -> Iterator[str]:

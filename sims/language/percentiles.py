@@ -41,6 +41,7 @@ SUBSET_RATES = {"rmsprop": (1e-5, 1e-4)}
 SUBSET_SCORES = tuple(s for s in SCORES if s != "sign")  # which ranks as rmsprop does
 FINER_RATES = {"sgd": 3e-3, "sign": 3e-4}  # compared with `finer` times as many steps of a `finer`-th
 
+LOSSES: tuple[Loss, ...] = (get("dpo", beta=0.1),)
 # A small version, arguments of `percentiles`.
 FAST: dict[str, Any] = {
     "seeds": 1,
@@ -56,7 +57,7 @@ FAST: dict[str, Any] = {
 
 def percentiles(
     model: str | Path | None = None,
-    losses: Sequence[Loss] = (get("dpo", beta=0.1),),
+    losses: Sequence[Loss] = LOSSES,
     *,
     seeds: int = 3,
     pairs: int = 200,

@@ -81,7 +81,7 @@ def _bars(ax: Axes, data: Percentiles, kind: str, settings: list[Setting]) -> No
     ax.invert_yaxis()
     ax.set(xlim=(-1, 1.05), xlabel=r"rank correlation with the fall of $\ln\,\pi(y^+)$")
     ax.set_title("(a) each pair trained on alone")
-    ax.legend(fontsize=6.5, loc="lower left", borderaxespad=0.2)
+    ax.legend(fontsize=6.5, loc="upper left", borderaxespad=0.2)
 
 
 def _decay(ax: Axes, data: Percentiles, kind: str, settings: list[Setting]) -> None:

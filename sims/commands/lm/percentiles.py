@@ -19,38 +19,31 @@ def add(commands: Any) -> None:
         "alone from small to large steps, and in subsets around the percentiles of every score.",
         "displacement lm percentiles --loss ipo:tau=0.01 --out my-percentiles",
     )
-    options(c, "percentiles", "requests", seeds=3)
-    c.add_argument(
-        "--loss",
-        action="append",
-        metavar="NAME[:PARAMETER=VALUE,...][+sft:WEIGHT]",
-        help="a loss of the registry, may be repeated (dpo:beta=0.1)",
-    )
+    options(c, "percentiles", "requests", seeds=3, losses="dpo:beta=0.1")
     c.add_argument("--pairs", type=int, default=200, help="pairs scored, of each kind and seed (%(default)s)")
     c.add_argument("--alone", type=int, default=64, help="of them, pairs each trained on alone (%(default)s)")
     c.add_argument("--size", type=int, default=32, help="pairs of a subset (%(default)s)")
     c.add_argument(
         "--kinds",
         default="sampled,graded",
-        help="sampled (two samples), graded (a sample preferred to an edit), reversed (the edit preferred) (%(default)s)",
+        help="sampled (two samples), graded (a sample over an edit of it), reversed (the edit preferred) (%(default)s)",
     )
     c.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt per line (the requests of the shipped model)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from sims.commands.lm._shared import finish, model_of, parse_loss
-    from sims.language.percentiles import FAST, percentiles
+    from sims.commands.lm._shared import finish, losses_of, model_of
+    from sims.language.percentiles import FAST, LOSSES, percentiles
     from sims.plots.percentiles import save_percentiles
 
     model = model_of(arguments, "requests")
-    losses = [parse_loss(text) for text in arguments.loss or ["dpo:beta=0.1"]]
     settings: dict[str, Any] = {name: getattr(arguments, name) for name in ("seeds", "pairs", "alone", "size")}
     if arguments.fast:
         settings = {name: min(value, FAST.get(name, value)) for name, value in settings.items()}
         settings |= {name: value for name, value in FAST.items() if name not in settings}
     study = percentiles(
         arguments.model,
-        losses,
+        losses_of(arguments, LOSSES),
         **settings,
         kinds=arguments.kinds.split(","),
         prompts=arguments.prompts,

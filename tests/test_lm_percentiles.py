@@ -19,7 +19,6 @@ from sims.language.model import load, new_model, save
 from sims.language.percentile_record import PERCENTILES
 from sims.language.percentiles import FAST, RESULT, halved, loss_of, percentiles, plain_loss, trained_alone
 from sims.language.percentiles import trained_together as together
-from sims.language.preferences import PreferencePair
 from sims.language.ranks import correlations, spearman
 from sims.language.responses import log_probs
 from sims.language.scores import SCORES, PairGradients, score_pairs
@@ -256,7 +255,7 @@ def test_a_pair_alone_is_a_plain_loop(model, pairs):
                 ids = torch.tensor([[*p.prompt, *y]])
                 log_pi = torch.log_softmax(network(input_ids=ids).logits[0], -1)[len(p.prompt) - 1 : -1]
                 rows.append(log_pi[torch.arange(len(y)), list(y)].sum())
-            seen.append([float(x) for x in rows])
+            seen.append([float(x.detach()) for x in rows])
             u0 = seen[0][0] - seen[0][1]
             opt.zero_grad()
             (-torch.nn.functional.logsigmoid(0.1 * (rows[0] - rows[1] - u0))).backward()

@@ -21,7 +21,7 @@ KINDS = {
     "graded": "a sample preferred to an edit of it",
     "reversed": "the edit preferred to the sample",
 }
-GIVEN = {"length": "n- - n+", "norm": "|S+|^2"}
+OWN = {"sgd": "gradient", "sign": "sign", "rmsprop": "rmsprop", "adam": "sign"}  # an optimiser's first-order predictor
 
 
 class Setting(NamedTuple):
@@ -152,8 +152,7 @@ class Percentiles:
     def falls(self, kind: str, setting: Setting) -> tuple[float, float]:
         """Share of pairs whose ln pi(y+) falls to first order, and share that fell."""
         groups, alone = self.runs(kind, setting)
-        score = {"sgd": "gradient", "rmsprop": "rmsprop"}.get(setting.optimizer, "sign")
-        predicted = np.concatenate([g.scores[score] > 0 for g in groups])
+        predicted = np.concatenate([g.scores[OWN[setting.optimizer]] > 0 for g in groups])
         return float(predicted.mean()), float((np.concatenate([a.change for a in alone]) < 0).mean())
 
     def by_percentile(self, kind: str, setting: Setting, score: str) -> tuple[Array, Array]:

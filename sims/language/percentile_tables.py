@@ -1,22 +1,18 @@
 """The tables of the study of similarity scores, for a terminal."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import spearmanr
 
+from sims.language.percentile_record import OWN, Percentiles, Setting
 from sims.language.ranks import Estimate
 from sims.language.scores import SCORES
 
-if TYPE_CHECKING:
-    from sims.language.percentile_record import Percentiles, Setting
-
 EXTRA = {"probe": "fall by the first step alone", "length": "length difference n- - n+"}
-OWN = {"sgd": "gradient", "sign": "sign", "rmsprop": "rmsprop"}
 
 
-def report(data: "Percentiles") -> str:
+def report(data: Percentiles) -> str:
     """All tables."""
     lines = [
         "Which score of a preference pair foretells the fall of ln pi(y+)? Rank correlations; +1: all pairs rightly.",
@@ -37,7 +33,7 @@ def report(data: "Percentiles") -> str:
     return "\n".join(lines)
 
 
-def ends(settings: "list[Setting]") -> "list[Setting]":
+def ends(settings: list[Setting]) -> list[Setting]:
     """The smallest and the largest steps of every optimiser."""
     found = []
     for name in dict.fromkeys(s.optimizer for s in settings):
@@ -46,17 +42,22 @@ def ends(settings: "list[Setting]") -> "list[Setting]":
     return found
 
 
-def _ranking(data: "Percentiles", kind: str, settings: "list[Setting]") -> Iterator[str]:
+def smallest(settings: list[Setting]) -> list[Setting]:
+    """The smallest steps of every optimiser."""
+    return [next(s for s in settings if s.optimizer == name) for name in dict.fromkeys(s.optimizer for s in settings)]
+
+
+def _ranking(data: Percentiles, kind: str, settings: list[Setting]) -> Iterator[str]:
     """Rows in the order of the mean correlation at the smallest steps."""
     columns = ends(settings)
     table = {name: [data.correlation(kind, s, name) for s in columns] for name in (*SCORES, *EXTRA)}
-    small = [i for i, s in enumerate(columns) if s.lr == min(c.lr for c in columns if c.optimizer == s.optimizer)]
+    small = [columns.index(s) for s in smallest(columns)]
     yield "  each pair alone    " + " " * 14 + "".join(f"{s.short:>22}" for s in columns)
     for name, row in sorted(table.items(), key=lambda item: -sum(item[1][i].value for i in small)):
         yield f"  {(SCORES | EXTRA)[name]:32}" + "".join(f"{e!s:>22}" for e in row)
 
 
-def _steps(data: "Percentiles", kind: str, settings: "list[Setting]") -> Iterator[str]:
+def _steps(data: Percentiles, kind: str, settings: list[Setting]) -> Iterator[str]:
     head = "  from small to large steps   margin    mean   fell  fall to       own predictor     CHES ln-CHES"
     yield head + "    edit   probe"
     yield "                              gained  change        1st order"
@@ -73,9 +74,9 @@ def _steps(data: "Percentiles", kind: str, settings: "list[Setting]") -> Iterato
         )
 
 
-def _partial(data: "Percentiles", kind: str, settings: "list[Setting]") -> Iterator[str]:
+def _partial(data: Percentiles, kind: str, settings: list[Setting]) -> Iterator[str]:
     """At the smallest steps."""
-    columns = ends(settings)[::2]
+    columns = smallest(settings)
     given = ((), ("length",), ("norm",), ("length", "norm"))
     yield (
         "  beside n- - n+ and |S+|^2"
@@ -87,7 +88,7 @@ def _partial(data: "Percentiles", kind: str, settings: "list[Setting]") -> Itera
         yield f"  {label:33}" + "".join(cells)
 
 
-def _finer(data: "Percentiles", kind: str, loss: str) -> Iterator[str]:
+def _finer(data: Percentiles, kind: str, loss: str) -> Iterator[str]:
     found = [s for s in dict.fromkeys(a.setting for a in data.finer) if s.loss == loss]
     if not found:
         return
@@ -98,7 +99,7 @@ def _finer(data: "Percentiles", kind: str, loss: str) -> Iterator[str]:
         yield f"  {s.short:42} {np.median(margin):9.3g} {change.mean():+13.3g} {(change < 0).mean():7.0%}"
 
 
-def _subsets(data: "Percentiles", kind: str, setting: "Setting") -> Iterator[str]:
+def _subsets(data: Percentiles, kind: str, setting: Setting) -> Iterator[str]:
     size = data.parameters["size"]
     yield f"  subsets of {size} pairs, {setting.short}: mean change of ln pi(y+) at percentiles 0 / 25 / 50 / 75 / 100;"
     yield "  others: of as many pairs held out; falling: rank correlation with the percentile, how often strict"
@@ -107,12 +108,12 @@ def _subsets(data: "Percentiles", kind: str, setting: "Setting") -> Iterator[str
         trained, held = data.by_percentile(kind, setting, score)
         order = [-float(spearmanr(range(5), row).statistic) for row in trained]  # type: ignore[union-attr]
         strict = sum(bool((np.diff(row) < 0).all()) for row in trained)
-        means = " ".join(f"{x:+7.3g}" for x in trained.mean(0))
+        means, others = (" ".join(f"{x:+7.3g}" for x in v) for v in (trained.mean(0), held.mean(0)[[0, -1]]))
         spread = f"{np.mean(order):+.2f} ({min(order):+.1f} to {max(order):+.1f})"
-        yield f"  {SCORES[score]:33}{means:>40}{' '.join(f'{x:+7.3g}' for x in held.mean(0)[[0, -1]]):>17}{spread:>22} {strict}/{len(order)}"
+        yield f"  {SCORES[score]:33}{means:>40}{others:>17}{spread:>22} {strict}/{len(order)}"
 
 
-def _anatomy(data: "Percentiles", kind: str) -> Iterator[str]:
+def _anatomy(data: Percentiles, kind: str) -> Iterator[str]:
     yield f"  why CHES does or does not follow ({kind} pairs; a ~ b: rank correlation)"
     for label, value in data.anatomy(kind).items():
         yield f"  {label:42} {value if isinstance(value, Estimate) else f'{value:.3f}'}"

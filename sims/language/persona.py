@@ -132,10 +132,10 @@ def summarised(
         for words in ROLES[preferred in DENIALS]
     )
     steps = [t for t in KEPT if t < len(pi)]
-    words = [preferred, dispreferred]
+    watched = {preferred: model.token(preferred), dispreferred: model.token(dispreferred)}
     for z in np.argsort(-(pi[-1] - pi[0]).mean(axis=0), kind="stable"):
-        if len(words) < 4 and model.word(int(z)) not in words:
-            words.append(model.word(int(z)))
+        if len(watched) < 4:
+            watched.setdefault(model.word(int(z)), int(z))
     return {
         "start": p[0].tolist(),
         "peak": p.max(axis=0).tolist(),
@@ -147,7 +147,7 @@ def summarised(
         "most_catastrophic": (catastrophic.max(axis=0) - catastrophic[0]).tolist(),
         "rose": (np.diff(losses, axis=0) > 0).any(axis=0).tolist(),
         "gains": {str(t): [_top(model, row) for row in pi[t] - pi[0]] for t in TOPS if t < len(pi) and gains},
-        "course": {w: np.log(pi[steps][:, :, model.token(w)]).T.tolist() for w in words} if course else {},
+        "course": {w: np.log(pi[steps][:, :, z]).T.tolist() for w, z in watched.items()} if course else {},
     }
 
 

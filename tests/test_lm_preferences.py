@@ -13,7 +13,7 @@ from sims.language.model import LanguageModel, new_model
 from sims.language.preferences import Objective, PreferencePair, Runs, batches, train_preferences
 from sims.language.responses import log_probs, next_log_probs, states
 from theory import SolverError
-from theory.losses import DPO, LOSSES, SFT, Group, Pair, TokenLoss, Tokens, get
+from theory.losses import DPO, LOSSES, SFT, Calibrated, Group, Pair, TokenLoss, Tokens, get
 
 # transformers' Llama normalises and attends in float32 even where its weights are float64: rounding is float32's.
 ROUNDING = 32 * 2.0**-23
@@ -78,13 +78,16 @@ def plain_pair(network, reference, own):
     return Pair(a, b, a_ref, b_ref, n_w, n_l, torch.ones(len(own)))
 
 
-def norm_ratios(network, own):
+def norm_ratios(network, own, head=1.0, body=1.0):
+    """|grad ln pi(y-)| / |grad ln pi(y+)|, squares weighted by the rates of head and body."""
     norms = []
     for p in own:
         for y in p[1:]:
-            grads = torch.autograd.grad(said(network, p[0], y).sum(), list(network.parameters()))
-            norms.append(torch.sqrt(sum(g.square().sum() for g in grads)))
-    return torch.stack(norms[1::2]) / torch.stack(norms[::2])
+            network.zero_grad()
+            said(network, p[0], y).sum().backward()
+            squares = {n: float(q.grad.square().sum()) for n, q in network.named_parameters()}
+            norms.append(sum((head if n == "lm_head.weight" else body) * x for n, x in squares.items()) ** 0.5)
+    return torch.tensor(norms[1::2]).double() / torch.tensor(norms[::2]).double()
 
 
 def group(network, reference, p):
@@ -103,8 +106,6 @@ def plain_loss(loss, network, reference, own):
     if isinstance(loss, TokenLoss):
         return torch.stack([loss.torch_value(group(network, reference, p)) for p in own]).mean()
     y = plain_pair(network, reference, own)
-    if loss.uses_norms:
-        y = y._replace(norm_ratio=norm_ratios(network, own))
     return loss.torch_value(y).mean()
 
 
@@ -169,6 +170,26 @@ def test_every_loss_has_the_gradient_of_a_plain_pass(models, pairs, name):
                 torch.testing.assert_close(gradient[parameter][b], p.grad, rtol=ROUNDING, atol=ROUNDING * scale)
         if not (name == "grpo" and loss.eps < 1):
             assert max(float(g.abs().max()) for g in gradient.values()) > 1e-8
+
+
+@pytest.mark.parametrize(("trained", "rates"), [("both", (1, 1)), ("head", (1, 0)), ((0.5, 2.0), (0.5, 2.0))])
+def test_a_calibrated_loss_knows_the_norms_of_the_trained_gradients(models, pairs, trained, rates):
+    networks = moved([lm.network for lm in models])
+    runs, objective = objective_at(models, pairs, Calibrated(DPO(0.4)), networks, trained)
+    gradient = runs.gradient(objective())
+    for b, (network, lm) in enumerate(zip(networks, models, strict=True)):
+        ratio = norm_ratios(network, pairs[b], *rates)
+        y = plain_pair(network, lm.network, pairs[b])
+        slope = 0.4 * torch.sigmoid(-0.4 * (y.a - y.b - y.a_ref + y.b_ref)).detach()  # d_w = d_l of DPO
+        value = (-(ratio**0.5) * slope * y.a + slope * y.b / ratio**0.5).mean()
+        network.zero_grad()
+        value.backward()
+        scale = max(float(p.grad.abs().max()) for p in network.parameters())
+        for parameter, p in network.named_parameters():
+            if parameter in gradient:
+                torch.testing.assert_close(gradient[parameter][b], p.grad, rtol=ROUNDING, atol=ROUNDING * scale)
+        assert float(ratio.log().abs().max()) > 0.05
+    assert (set(gradient) == {"lm_head.weight"}) == (trained == "head")
 
 
 HAND = {

@@ -409,3 +409,27 @@ def test_a_diverging_run_is_an_error(tmp_path):
     with pytest.raises(SolverError, match="step 0"):
         fit(LanguageModel(network, tiny().tokenizer), texts, RECIPE, tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
+
+
+# ---- the checkpoints that come with the package
+
+
+@pytest.mark.parametrize("name", ["persona", "requests"])
+def test_a_shipped_checkpoint_is_what_its_command_makes(name):
+    import importlib
+
+    from sims.commands.lm.train import WORLDS, held_out
+    from sims.language.model import CHECKPOINTS
+
+    assert sum(f.stat().st_size for f in (CHECKPOINTS / name).iterdir()) <= 1_900_000
+    lm, module = shipped(name), importlib.import_module(f"sims.language.worlds.{name}")
+    world = getattr(module, WORLDS[name])()
+    start = new_model(world.words(), **module.SIZE, seed=0)
+    assert lm.tokenizer.get_vocab() == start.tokenizer.get_vocab()
+    assert {n: p.shape for n, p in lm.network.named_parameters()} == {
+        n: p.shape for n, p in start.network.named_parameters()
+    }
+    assert lm.training["recipe"] == vars(module.RECIPE)
+    assert lm.training["what"] == {"world": name, **world.to_dict()}
+    assert lm.training["command"].startswith(f"displacement lm train {name}")
+    assert held_out(lm, world, 64) < 0.5 * held_out(start, world, 64)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _value(text: str, value: str, default: Any) -> Any:
 
 
 def held_out(model: Any, world: Any, n: int = 256) -> float:
-    """Mean of -ln pi(token | before) over n texts that training has not seen, in nats."""
+    """Mean of -ln pi(token | before) over n texts of the world drawn by a seed of their own, in nats."""
     import numpy as np
 
     from sims.language.responses import log_probs
@@ -122,8 +123,8 @@ def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def _command(arguments: argparse.Namespace) -> str:
     given = _given(arguments, "seed", "data", "steps", "batch", "every", "lr", "d", "layers", "heads")
-    parts = [f"--set {text}" for text in arguments.set] + [f"--{name} {value}" for name, value in given.items()]
-    return " ".join(["displacement lm train", arguments.world, *parts])
+    options = [("--set", text) for text in arguments.set] + [(f"--{name}", str(v)) for name, v in given.items()]
+    return shlex.join(["displacement", "lm", "train", arguments.world, *(word for pair in options for word in pair)])
 
 
 def _table(model: Any, record: dict[str, Any]) -> str:
@@ -134,7 +135,7 @@ def _table(model: Any, record: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{model!r}, {record['words']} words",
-            f"loss on texts not seen: {nats['untrained']:.3f} -> {nats['trained']:.3f} nats per token",
+            f"loss on texts drawn anew: {nats['untrained']:.3f} -> {nats['trained']:.3f} nats per token",
             f"fingerprint {record['fingerprint'][:16]}; command: {record['training']['command']}",
             "what it says:",
             *(f"  {model.text(ids)}" for ids in said),

@@ -59,7 +59,7 @@ class Alone:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """N pairs of one kind and seed of sampling, as `sims.language.scores.Scored` has them."""
+    """Pairs of one kind and seed of sampling that were trained on alone, as `sims.language.scores.Scored` has them."""
 
     kind: str
     seed: int
@@ -236,7 +236,7 @@ class Percentiles:
 
 
 def _lists(value: Any) -> Any:
-    """Arrays as lists of five significant digits."""
+    """Arrays as lists of four significant digits."""
     if isinstance(value, dict):
         return {k: _lists(v) for k, v in value.items()}
-    return [float(f"{x:.5g}") for x in value] if isinstance(value, np.ndarray) else value
+    return [float(f"{x:.4g}") for x in value] if isinstance(value, np.ndarray) else value

@@ -112,7 +112,7 @@ def percentiles(
     fine = [(name, rate / k, STEPS * k) for name, rate in FINER_RATES.items() for k in (1, finer) if finer]
     return Percentiles(
         parameters | {"max_tokens": MAX_TOKENS, "version": __version__},
-        tuple(g for _, g in groups),
+        tuple(g.first(alone) for _, g in groups),
         tuple(_alone(groups, settings, alone, run)),
         tuple(_alone(groups, fine, alone // 3, run)),
         tuple(_subsets(groups, subset_rates, scores, size, run)),

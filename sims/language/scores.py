@@ -10,8 +10,9 @@ L the loss of the pair alone at the reference model (for a loss of a and b: grad
 These three come from automatic differentiation of the network. The rest looks at the hidden states h_k that predict the
 tokens (after the final norm), whose sums are S+ and S-:
 
-    alpha       sum alpha^- <h+, h-> - sum alpha^+ <h+, h+>: what the unembedding contributes to `gradient`, exactly
-                (the gradient of ln pi(y) by W is sum_k (e_yk - pi_k) h_k'); what the body contributes has no such form
+    alpha       sum alpha^- <h+, h-> - sum alpha^+ <h+, h+>: what the unembedding contributes to `gradient`, exactly,
+                per unit of slope of a margin loss (the gradient of ln pi(y) by W is sum_k (e_yk - pi_k) h_k'); what
+                the body contributes has no such form
     ches        <S+, S- - S+>, every alpha set to 1; ln_ches: the same with means; ches_centred, ln_ches_centred:
                 after the mean state over all responses given is taken from every state
     edit        minus the normalised edit distance;  last_hidden  <h+, h-> of the last states

@@ -304,6 +304,7 @@ def test_study_record_tables_and_figures(tiny, tmp_path):
     assert len(study.select(tuned=False)) == 2 * 3
     assert len(study.select(tuned=True)) == 2 * 3 + len(CONTROLS)
     assert {g.base for g in study.groups} == {5}
+    assert [g.pair for g in study.groups if g.control] == [f"No/{word}" for word in CONTROLS]
     again = PersonaStudy.from_dict(json.loads(json.dumps(study.to_dict())))
     assert again == study
     assert persona([tiny], (get("dpo", beta=0.1), get("slic", delta=1.0)), **small) == study, "from the stored parts"

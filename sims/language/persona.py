@@ -225,13 +225,13 @@ def _stage(
     lm = base if sft is None else fine_tuned(base, world, sft, denials=denials)
     seed = int(base.training.get("recipe", {}).get("seed", 0))
     objective, found = loss_of(loss), []
-    for preferred, dispreferred in [*pairs, *(("No", other) for other in controls)]:
+    for preferred, dispreferred, control in [*((*p, False) for p in pairs), *(("No", z, True) for z in controls)]:
         asked = chosen_prompts(world, preferred, prompts, (seed, 0 if sft is None else sft))
         how = {"optimizer": Optimizer(**optimizer), "steps": steps}
         pi, losses = follow(lm, asked, preferred, dispreferred, objective, **how)
-        pair = {"preferred": preferred, "dispreferred": dispreferred, "control": dispreferred in controls}
+        pair = {"preferred": preferred, "dispreferred": dispreferred, "control": control}
         conditions = {"base": seed, "sft": sft, "varied": varied, "loss": repr(objective)}
-        keep = {"gains": not pair["control"], "course": (preferred, dispreferred) == PAIRS[0] and sft is not None}
+        keep = {"gains": not control, "course": (preferred, dispreferred) == PAIRS[0] and sft is not None}
         group = Group(**conditions, **pair, **summarised(lm, pi, losses, preferred, dispreferred, **keep))
         found.append(group.to_dict())
     return found

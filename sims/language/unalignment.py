@@ -47,7 +47,8 @@ Job = dict[str, Any]
 LOSSES = (get("dpo", beta=0.1), get("ipo", tau=0.01))  # the paper's
 LR, STEPS, BATCH = 3e-5, 12, 32
 TEMPERATURE = 0.7  # of the answers that are judged
-JUDGED, TEST_DRAWS = 200, 2  # training requests with one answer each, and answers to each of the 65 test requests
+JUDGED = 150  # training requests that are judged, in random order; of the test requests all 65
+MEASURED = 100  # pairs whose change of ln pi is measured, at most
 SFT_WEIGHT = 2.0  # of the SFT term, in units of dL/d ln pi(y+) at the start: 0.1 for DPO of beta 0.1, as in the paper
 PORTION = 64  # pairs evaluated at once
 SETTINGS = {
@@ -75,7 +76,7 @@ def unalignment(
     losses : of the registry. An arm with an SFT term is left out for losses that look at single tokens.
     seeds : draws of samples and orders of training, all from the same model.
     lr, steps : of RMSprop, in batches of 32 pairs.
-    prompts : how many of the 370 training requests are used; None: all.
+    prompts : how many of the 370 training requests and of the 65 test requests are used at most; None: all.
     folder : where finished cells are kept. workers : processes.
 
     Raises ValueError for arguments out of their domain and for a model that does not know the words of the world.
@@ -98,15 +99,18 @@ def run_plan(
     prompts: int | None = None,
     folder: str | Path | None = None,
     workers: int | None = None,
+    **how: Any,
 ) -> Unalignment:
-    """Cells of (group, label, setting) from one model, or from the one that a setting names."""
+    """Cells of (group, label, setting) from one model, or from the one that a setting names; `how`: of `cell`."""
     check_count(seeds, "seeds")
     default = str(CHECKPOINTS / "requests" if model is None else model)
     jobs = []
     for _, _, setting in plan:
         path = setting.model or default
         source = {"model": path, "fingerprint": _model(path)[0].fingerprint}
-        jobs.append({"source": source, "setting": asdict(setting), "seeds": list(range(seeds)), "prompts": prompts})
+        jobs.append(
+            {"source": source, "setting": asdict(setting), "seeds": list(range(seeds)), "prompts": prompts, **how}
+        )
     found = run_jobs(cell, jobs, folder, workers, "unalignment")
     named = [replace(s, model=s.model and Path(s.model).name) for _, _, s in plan]
     cells = [Cell(*p[:2], setting, **r) for p, setting, r in zip(plan, named, found, strict=True)]
@@ -144,13 +148,13 @@ def _pairs(path: str, tie: str, seed: int, prompts: int | None) -> list[JudgedPa
 def _start(path: str, seed: int, prompts: int | None) -> Job:
     model, world = _model(path)
     train, test = world.split()
-    return judged(model, train[:prompts], test, seed)
+    return judged(model, train[:prompts], test[:prompts], seed)
 
 
 def judged(model: LanguageModel, train: Sequence[Request], test: Sequence[Request], seed: int) -> Job:
     """Shares of refusal, compliance and garbled, of each grade, and what keywords call refusal, on train and test."""
     found: Job = {}
-    for name, requests in (("train", list(train[:JUDGED])), ("test", list(test) * TEST_DRAWS)):
+    for name, requests in (("train", list(train[:JUDGED])), ("test", list(test))):
         prompts = [model.prompt(r.text) for r in requests]
         said = sample(model, prompts, LONGEST, TEMPERATURE, seed=seed)
         texts = [model.text(y) for y in said]
@@ -162,8 +166,8 @@ def judged(model: LanguageModel, train: Sequence[Request], test: Sequence[Reques
     return found
 
 
-def cell(source: Job, setting: Job, seeds: list[int], prompts: int | None) -> Job:
-    """Train one setting from every seed side by side and judge the models after an epoch and at the end."""
+def cell(source: Job, setting: Job, seeds: list[int], prompts: int | None, after_epoch: bool = True) -> Job:
+    """Train one setting from every seed side by side; judge the models at the end, and after an epoch too."""
     path, s = source["model"], Setting(**setting)
     model, world = _model(path)
     everything, own = pairs_of(path, s, seeds, prompts)
@@ -171,14 +175,17 @@ def cell(source: Job, setting: Job, seeds: list[int], prompts: int | None) -> Jo
     if s.arm == "sft":
         loss = SFT(loss, sft_weight(loss))
     epoch = min(s.steps, -(-len(own[0]) // s.batch))
+    marks = sorted({epoch, s.steps} if after_epoch else {s.steps})
     train, test = world.split()
     seen: dict[int, Any] = {}
 
     def look(step: int, runs: Runs) -> None:
-        if step not in (0, epoch, s.steps):
+        if step not in (0, *marks):
             return
-        log_pi = [mean_log_probs(runs, pairs) for pairs in (own, everything)]
-        answers = [judged(runs.model(b), train[:prompts], test, seed) for b, seed in enumerate(seeds)] if step else None
+        log_pi = [mean_log_probs(runs, [q[:MEASURED] for q in pairs]) for pairs in (own, everything)]
+        answers = []
+        for b, seed in enumerate(seeds if step else ()):
+            answers.append(judged(runs.model(b), train[:prompts], test[:prompts], seed))
         seen[step] = log_pi, answers
 
     train_preferences(
@@ -195,7 +202,7 @@ def cell(source: Job, setting: Job, seeds: list[int], prompts: int | None) -> Jo
     start = [_start(path, seed, prompts) for seed in seeds]
     (own0, all0), _ = seen[0]
     course = []
-    for step in sorted({epoch, s.steps}):
+    for step in marks:
         (now, now_all), answers = seen[step]
         change = {"own": now[:, 0] - own0[:, 0], "all": now_all[:, 0] - all0[:, 0], "other": now[:, 1] - own0[:, 1]}
         course.append({"step": step, **by_seed(answers), "change": {k: v.tolist() for k, v in change.items()}})

@@ -79,7 +79,7 @@ class Cell:
     pairs, kinds : how many each seed trains on, and the share of each kind. epoch : steps of one pass over them.
     start, course[i] : {"train" | "test": {share: [S numbers]}}: refusal, compliance, garbled, the grades, and what
     keywords call refusal. course holds "step" and "change" too: of ln pi(y+) of the pairs trained on ("own"), of all
-    pairs of the composition ("all"), and of ln pi(y-) ("other"), mean over pairs, for each seed.
+    pairs of the composition ("all"), and of ln pi(y-) ("other"), mean over (the first 100) pairs, for each seed.
     """
 
     group: str

@@ -75,12 +75,12 @@ def unalignment_search(
 ) -> Unalignment:
     """Every variation of `variations` from one model; the base from every model of `models`, trained in `folder`."""
     plan = [(group, label, replace(BASE, **what)) for group, each in variations.items() for label, what in each.items()]
-    given = run_plan(model, plan, seeds, prompts, folder, workers)
+    given = run_plan(model, plan, seeds, prompts, folder, workers, after_epoch=False)
     jobs = [
         {"world": world, "steps": round(share * RECIPE.steps), "seed": seed, "folder": str(Path(folder) / f"model-{i}")}
         for i, (world, share, seed) in enumerate(models.values())
     ]
     paths = run_jobs(trained_model, jobs, folder, workers, "models")
     plan = [("model", label, replace(BASE, model=path)) for label, path in zip(models, paths, strict=True)]
-    others = run_plan(model, plan, seeds, prompts, folder, workers)
+    others = run_plan(model, plan, seeds, prompts, folder, workers, after_epoch=False)
     return replace(given, cells=(*given.cells, *others.cells))

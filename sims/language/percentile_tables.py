@@ -103,14 +103,14 @@ def _subsets(data: Percentiles, kind: str, setting: Setting) -> Iterator[str]:
     size = data.parameters["size"]
     yield f"  subsets of {size} pairs, {setting.short}: mean change of ln pi(y+) at percentiles 0 / 25 / 50 / 75 / 100;"
     yield "  others: of as many pairs held out; falling: rank correlation with the percentile, how often strict"
-    yield f"  {'':33}{'trained on':>40}{'others, 0 / 100':>17}{'falling':>22}"
+    yield f"  {'':32}{'trained on':>44}{'others, 0 / 100':>18}{'falling':>20}"
     for score in data.subset_scores(kind, setting):
         trained, held = data.by_percentile(kind, setting, score)
         order = [-float(spearmanr(range(5), row).statistic) for row in trained]  # type: ignore[union-attr]
         strict = sum(bool((np.diff(row) < 0).all()) for row in trained)
-        means, others = (" ".join(f"{x:+7.3g}" for x in v) for v in (trained.mean(0), held.mean(0)[[0, -1]]))
+        means, others = (" ".join(f"{x:+8.2g}" for x in v) for v in (trained.mean(0), held.mean(0)[[0, -1]]))
         spread = f"{np.mean(order):+.2f} ({min(order):+.1f} to {max(order):+.1f})"
-        yield f"  {SCORES[score]:33}{means:>40}{others:>17}{spread:>22} {strict}/{len(order)}"
+        yield f"  {SCORES[score]:32}{means:>44}{others:>18}{spread:>20} {strict}/{len(order)}"
 
 
 def _anatomy(data: Percentiles, kind: str) -> Iterator[str]:

@@ -1,10 +1,9 @@
 """`displacement lm`: the paper's experiments on a small language model, one file per subcommand."""
 
 import argparse
-import importlib
 from typing import Any
 
-NAMES = ("train", "persona", "mechanism", "percentiles", "unalignment", "report")
+from sims.commands.lm import mechanism, percentiles, persona, report, train, unalignment
 
 
 def add(commands: Any) -> None:
@@ -17,11 +16,5 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subcommands = lm.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
-    for name in NAMES:
-        try:
-            module = importlib.import_module(f"sims.commands.lm.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"sims.commands.lm.{name}":
-                raise
-            continue
+    for module in (train, persona, mechanism, percentiles, unalignment, report):
         module.add(subcommands)

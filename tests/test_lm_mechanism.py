@@ -12,10 +12,11 @@ from scipy.stats import spearmanr
 
 from sims.cli import main
 from sims.descent import SignSGD
+from sims.language.beside import estimate
 from sims.language.courses import QuietSign, Stepper, courses
 from sims.language.forecast import Course, Point, continued, forecast, nystrom, rates, straight
 from sims.language.kernel import Features, final_gain, signs, stream
-from sims.language.mechanism_record import Mechanism, estimate
+from sims.language.mechanism_record import Mechanism
 from sims.language.model import new_model, save
 from sims.language.preferences import PreferencePair, Runs, train_preferences
 from sims.language.probing import pairs_of_samples, probe, probed
@@ -55,7 +56,7 @@ STEPPERS = {"kernel": Stepper("sgd", 0.005), "line": Stepper("sign", 2e-4)}
 @pytest.fixture(scope="module", params=STEPPERS)
 def followed(lm, request):
     """Body-only training in small steps, observed often; the theory that is its own."""
-    how = (DPO, STEPPERS[request.param], 40, "body", range(41))
+    how = (DPO, STEPPERS[request.param], 40, "body", range(0, 41, 2))
     return request.param, courses(lm, PROMPTS, PLUS, MINUS, *how)[0]
 
 
@@ -241,7 +242,7 @@ def test_unconstrained_features_share_the_margin_as_measured():
 def test_what_is_measured_anew_follows_the_network(followed):
     """The experiment in small: the error falls with the pieces, and another prompt's kernel or step does not do."""
     theory, found = followed
-    how = {"moments": [40], "signs": theory == "line"}
+    how = {"moments": [20], "signs": theory == "line"}
     errors = {n: [] for n in (1, 4, 20)}
     for course, stranger in zip(found, found[1:] + found[:1], strict=True):
         assert course.margin[-1] - course.margin[0] > 0.5
@@ -279,6 +280,24 @@ def test_first_order_speeds_are_gradient_inner_products(lm, runs, name, trained)
     assert growth == pytest.approx(float(course.speed(by_sign)[0] + course.head[0, int(by_sign)]), rel=1e-6)
     assert (through_body == 0) == (trained == "head")
     assert (through_head == 0) == (trained == "body")
+
+
+@pytest.mark.parametrize("name", ["sgd", "sign"])
+def test_a_first_fall_is_foretold(lm, name):
+    """A likely token far along W_+ - W_- is planted: then y+ falls at once."""
+    planted = lm.copy()
+    with torch.no_grad():
+        W = planted.network.get_output_embeddings().weight
+        W[25] = W[PLUS] + 4 * (W[PLUS] - W[MINUS])
+    fell = []
+    for model in (lm, planted):
+        how = (DPO, Stepper(name, {"sgd": 1e-3, "sign": 1e-6}[name]), 1, "body", [0])
+        found, log_pi, _ = courses(model, PROMPTS, PLUS, MINUS, *how)
+        for course, ln in zip(found, log_pi[:, :, PLUS], strict=True):
+            fell.append(ln[1] < ln[0])
+            assert (rates(course, 0, "kernel", name == "sign")[0][PLUS] < 0) == fell[-1]
+    assert len(set(fell)) == 2
+    assert sum(fell[3:]) > sum(fell[:3])
 
 
 # ---- probes
@@ -350,11 +369,13 @@ def test_the_experiment(study):
         if g.trained == "head":  # E5: never falls
             assert not g.displaced
             assert min(g.change) > 0
-            assert min(p[2] for p in g.points) > 0
+            assert min(g.points["slope"]) > 0
         assert g.foretold("measured_kernel") == 2
         assert len(g.r_max) == 2
     moments, agree, _ = study.phase()
     assert agree >= 0.9 * moments
+    for name, counts in study.first.items():
+        assert counts["fell"] + counts["rose"] == counts["fell, kernel"] + counts["rose, kernel"] == 2 * 6, name
     tokens, responses = study.beside
     rank = {k: places[-1]["rank"][0] for k, places in tokens.theories.items()}
     assert rank["kernel x 16"] > 0.97

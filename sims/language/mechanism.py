@@ -4,6 +4,7 @@ Every run trains one prompt's pair of single tokens, No over Never after SFT: on
 Its course (`sims.language.courses`) is laid beside the closed forms at equal margin (`sims.language.forecast`).
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from sims.language.forecast import Course, forecast, rates
 from sims.language.jobs import run_jobs
 from sims.language.kernel import stream
 from sims.language.mechanism_record import Mechanism
-from sims.language.model import load
+from sims.language.model import LanguageModel, load
 from sims.language.persona import chosen_prompts, fine_tuned, loss_of, loss_record, world_of
 from sims.language.probing import pairs_of_samples, probed
+from sims.language.responses import Ids
 from sims.language.worlds.persona import HABITS, PEOPLE
 from theory._check import check_count
 from theory.displacement import alignment_ratio
@@ -43,6 +45,9 @@ FOREKNOWN = (("body", "sgd", 0.03), ("both", "rmsprop", 1e-5), ("both", "adam", 
 GAINED = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 9.0, 10.0, 11.0, 12.0)  # nats of margin
 PIECES = (1, 2, 4, 8, 16)
 ON_DIAGRAM = (0, 5, 15, 40, 80)  # steps at which the runs of the grid are looked at
+# One small step on every ordered pair of these words: who falls at once?
+FIRST_WORDS = ("No", "Never", "Maybe", "Always", "Yes", "Sure")
+FIRST_STEPS = (("body", "sgd", 1e-3), ("both", "sgd", 1e-3), ("body", "sign", 1e-6), ("both", "sign", 1e-6))
 RESPONSES = 12  # different answers of several tokens per question
 
 
@@ -161,41 +166,60 @@ def mechanism(
     steps: int = STEPS,
     grid: Mapping[str, Sequence[float]] = GRID,
     foreknown: Sequence[tuple[str, str, float]] = FOREKNOWN,
+    first_words: Sequence[str] = FIRST_WORDS,
     folder: Path | None = None,
     workers: int | None = None,
 ) -> Mechanism:
     """Every base model after SFT by every seed: head, body and both trained by every optimiser and rate of the grid, on
-    `prompts` prompts; those of `foreknown` on `forecast_prompts`, laid beside the theories.
+    `prompts` prompts; those of `foreknown` on `forecast_prompts`, laid beside the theories; one
+    small step on every ordered pair of `first_words`.
 
     models : folders of base models of the persona world. folder : where finished parts are kept; a killed run resumes.
     """
     for value, name in ((prompts, "prompts"), (forecast_prompts, "forecast_prompts"), (steps, "steps")):
         check_count(value, name)
     common = {"steps": steps, "loss": loss_record(loss)}
+    bases = [{"model": str(path), "fingerprint": load(path).fingerprint} for path in models]
+    places = [(where, sft) for where in bases for sft in sft_seeds]
     jobs = []
-    for path in models:
-        where = {"model": str(path), "fingerprint": load(path).fingerprint}
-        for sft in sft_seeds:
-            for trained in ("head", "body", "both"):
-                cases = [[trained, name, lr] for name, lrs in grid.items() for lr in lrs]
-                jobs.append({**where, "sft": sft, "cases": cases, "prompts": prompts, "beside": False, **common})
-            for case in foreknown:
-                extra = {"cases": [list(case)], "prompts": forecast_prompts, "beside": True}
-                jobs.append({**where, "sft": sft, **extra, **common})
+    for where, sft in places:
+        for trained in ("head", "body", "both"):
+            cases = [[trained, name, lr] for name, lrs in grid.items() for lr in lrs]
+            jobs.append({**where, "sft": sft, "cases": cases, "prompts": prompts, "beside": False, **common})
+        for case in foreknown:
+            extra = {"cases": [list(case)], "prompts": forecast_prompts, "beside": True}
+            jobs.append({**where, "sft": sft, **extra, **common})
     found = run_jobs(_job, jobs, folder, workers, label="mechanism")
     cases = [list(case) for case in foreknown]
-    several = [
-        {"model": str(path), "fingerprint": load(path).fingerprint, "cases": cases, "prompts": prompts, **common}
-        for path in models
-    ]
+    several = [{**where, "cases": cases, "prompts": prompts, **common} for where in bases]
     probes = run_jobs(_probe_job, several, folder, workers, label="responses")
     runs = [r for part, job in zip(found, jobs, strict=True) if not job["beside"] for r in part]
     beside = [r for part, job in zip(found, jobs, strict=True) if job["beside"] for r in part]
     beside += [r for part in probes for r in part]
+    at_once = [
+        {**where, "sft": sft, "words": list(first_words), "prompts": prompts, "loss": common["loss"]}
+        for where, sft in places
+    ]
+    steps_found = run_jobs(_first_job, at_once, folder, workers, label="first steps")
     words = {"preferred": PREFERRED, "dispreferred": DISPREFERRED, "rival": RIVAL}
     asked = {"models": len(models), "sft_seeds": list(sft_seeds), "prompts": prompts}
     asked["forecast_prompts"] = forecast_prompts
-    return Mechanism.of(runs, beside, {**common, **words, **asked, "gained": list(GAINED)})
+    return Mechanism.of(runs, beside, steps_found, {**common, **words, **asked, "gained": list(GAINED)})
+
+
+def _loaded(model: str, fingerprint: str) -> LanguageModel:
+    lm = load(model)
+    if lm.fingerprint != fingerprint:
+        raise ValueError(f"model at {model!r} changed while the experiment ran")
+    return lm
+
+
+def _asked(model: str, fingerprint: str, sft: int, prompts: int) -> tuple[LanguageModel, list[Ids]]:
+    """A base model after SFT, and prompts whose statements have the trait."""
+    base = _loaded(model, fingerprint)
+    world, seed = world_of(base), int(base.training.get("recipe", {}).get("seed", 0))
+    lm = fine_tuned(base, world, sft)
+    return lm, [lm.prompt(p) for p in chosen_prompts(world, PREFERRED, prompts, (seed, sft))]
 
 
 def _job(
@@ -209,13 +233,7 @@ def _job(
     loss: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """One model after SFT: a record per case, with a list over its prompts."""
-    base = load(model)
-    if base.fingerprint != fingerprint:
-        raise ValueError(f"model at {model!r} changed while the experiment ran")
-    world = world_of(base)
-    seed = int(base.training.get("recipe", {}).get("seed", 0))
-    lm = fine_tuned(base, world, sft)
-    asked = [lm.prompt(p) for p in chosen_prompts(world, PREFERRED, prompts, (seed, sft))]
+    lm, asked = _asked(model, fingerprint, sft, prompts)
     plus, minus, rival = (lm.token(w) for w in (PREFERRED, DISPREFERRED, RIVAL))
     at = moments_of(steps, 3) if beside else sorted({t for t in ON_DIAGRAM if t < steps} | {steps})
     streams: list[Any] = [None] * prompts
@@ -244,9 +262,7 @@ def _probe_job(
     loss: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """One base model: pairs of its own answers, of several tokens, to questions about facts; probes beside training."""
-    lm = load(model)
-    if lm.fingerprint != fingerprint:
-        raise ValueError(f"model at {model!r} changed while the experiment ran")
+    lm = _loaded(model, fingerprint)
     rng = np.random.default_rng(int(lm.training.get("recipe", {}).get("seed", 0)))
     facts = rng.permutation([(p, h) for p in PEOPLE for h in HABITS])[: 2 * prompts]
     asked = [lm.prompt(f"Does {person} {habit} ?") for person, habit in facts]
@@ -256,4 +272,21 @@ def _probe_job(
         how = (loss_of(loss), Stepper(name, lr), steps, trained, moments_of(steps, 5), GAINED, PIECES)
         runs = probed(lm, pairs, responses, *how)
         out.append({"what": "responses", "trained": trained, "optimizer": name, "lr": lr, "runs": runs})
+    return out
+
+
+def _first_job(
+    model: str, fingerprint: str, sft: int, words: Sequence[str], prompts: int, loss: dict[str, Any]
+) -> dict[str, list[list[float]]]:
+    """One small step on every ordered pair of the words: change of ln pi(y+), foretold by the kernel, and without."""
+    lm, asked = _asked(model, fingerprint, sft, prompts)
+    out: dict[str, list[list[float]]] = {}
+    for trained, name, lr in FIRST_STEPS:
+        stepper = Stepper(name, lr)
+        rows = out.setdefault(f"{trained} {name}", [])
+        for plus, minus in itertools.permutations(map(lm.token, words), 2):
+            found, log_pi, _ = courses(lm, asked, plus, minus, loss_of(loss), stepper, 1, trained, [0])
+            for course, ln in zip(found, log_pi[:, :, plus], strict=True):
+                told = (rates(course, 0, theory, stepper.signs) for theory in ("kernel", "unconstrained"))
+                rows.append([float(ln[1] - ln[0]), *(float((body + head)[plus]) for body, head, _, _ in told)])
     return out

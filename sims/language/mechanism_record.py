@@ -7,11 +7,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sims.language.beside import Beside
+
 Array = NDArray[np.float64]
-DRAWS = 1000
-SHOWN = (0.5, 2.0, 4.0, 8.0, 10.0)  # nats of margin in the tables, beside the end of the runs
 FELL = 0.3  # a run is displaced if pi(y+) falls by at least this from any time to a later one and ends below its start
-MOTION = ("cos dh, a", "cos dh, first step", "cos step, first step", "step / first step", "h alone", "W alone")
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Group:
         body moves it at the start, the largest of these over the course; None for a frozen body.
     first : change of ln pi(y+) in the first step as "happened", and its rate as foretold from the "measured_kernel" (of
         a gradient or a sign step, as the optimiser's is) and for "unconstrained" features with the same share.
-    points : (M, 3) moments of the runs on the phase diagram: the body's share s; rho, what ln pi(y+) loses per nat of
-        margin that the body makes, over what it wins per nat that the head makes; what it then did win, in that unit.
+    points : moments of the runs on the phase diagram, each (M,): the body's "share" s; "rho", what ln pi(y+) loses per
+        nat of margin that the body makes, over what it wins per nat that the head makes; "slope", what it then did win.
     """
 
     trained: str
@@ -43,7 +42,7 @@ class Group:
     share: list[list[float]]
     r_max: list[list[float | None]]
     first: dict[str, list[float]]
-    points: list[list[float]]
+    points: dict[str, list[float]]
 
     @classmethod
     def of(cls, parts: Sequence[dict[str, Any]]) -> Self:
@@ -51,7 +50,8 @@ class Group:
         runs = [r for part in parts for r in part["runs"]]
         fields: dict[str, Any] = {k: [r[k] for r in runs] for k in runs[0]}
         fields["first"] = {k: [f[k] for f in fields["first"]] for k in runs[0]["first"]}
-        fields["points"] = [p for own in fields["points"] for p in own]
+        points = np.concatenate(fields["points"]).T.tolist()
+        fields["points"] = dict(zip(("share", "rho", "slope"), points, strict=True))
         return cls(**{k: parts[0][k] for k in ("trained", "optimizer", "lr")}, **_rounded(fields))
 
     @property
@@ -64,145 +64,46 @@ class Group:
         return int((np.sign(self.first[theory]) == np.sign(self.first["happened"])).sum())
 
     def row(self) -> str:
-        n = len(self.start)
-        mean = lambda x: float(np.mean(x))  # noqa: E731
-        share = np.mean(self.share, axis=0)
+        start, peak, final, drop, change, gained = (
+            float(np.mean(x)) for x in (self.start, self.peak, self.final, self.drop, self.change, self.gained)
+        )
+        share, rival = np.mean(self.share, axis=0), np.mean(self.rival, axis=0)
         return (
-            f"{self.trained:5} {self.optimizer:8} {self.lr:<7g} {mean(self.start):5.2f} {mean(self.peak):5.2f} "
-            f"{mean(self.final):5.2f} {mean(self.drop):5.2f} {mean(self.change):+6.2f} {self.displaced:4d}/{n:<3d} "
-            f"{np.mean([r[0] for r in self.rival]):.2f} -> {np.mean([r[1] for r in self.rival]):.2f} "
-            f"{mean(self.gained):6.2f} {share[0]:6.3f} -> {share[1]:5.3f} {sum(self.rose):4d} "
+            f"{self.trained:5} {self.optimizer:8} {self.lr:<7g} {start:5.2f} {peak:5.2f} {final:5.2f} {drop:5.2f} "
+            f"{change:+6.2f} {self.displaced:4d}/{len(self.start):<3d} {rival[0]:.2f} -> {rival[1]:.2f} "
+            f"{gained:6.2f} {share[0]:6.3f} -> {share[1]:5.3f} {sum(self.rose):4d} "
             f"{self.foretold('measured_kernel'):6d} {self.foretold('unconstrained'):6d}"
         )
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over runs and its 95 % interval, models and then their runs resampled."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:5.2f} [{self.low:5.2f}, {self.high:5.2f}]"
-
-
-def estimate(values: Sequence[Array], seed: int = 0) -> Estimate:
-    """From one array of runs per model; those without a value (NaN) are left out."""
-    values = [v[np.isfinite(v)] for v in values if np.isfinite(v).any()]
-    if not values:
-        return Estimate(np.nan, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(DRAWS):
-        models = [values[i] for i in rng.integers(len(values), size=len(values))]
-        drawn.append(np.concatenate([v[rng.integers(len(v), size=len(v))] for v in models]).mean())
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return Estimate(float(np.concatenate(values).mean()), float(low), float(high))
-
-
-@dataclass(frozen=True)
-class Beside:
-    """Theories beside the network, for one part of it, optimiser and rate, over all models and prompts.
-
-    what : "tokens" after prompts of the persona, or "responses" of several tokens.
-    gained (P,) : nats of margin; the last place is the end of the runs (its mean). runs (P,) : how many get there.
-    happened (P, 2) : mean change of ln pi of y+ and of the rival. motion (P, 6) : means of MOTION, the last two the
-        change of ln pi(y+) if h alone or W alone had moved.
-    theories : label -> P places of {"n", "rank", "plus", "rival", "right", "rival_right"}: runs that the theory lets
-        get there, Spearman correlation over tokens, mean forecast change, and the share of runs whose sign is right;
-        rank and signs with intervals [value, low, high], a margin out of reach counted as a sign that is wrong.
-    """
-
-    what: str
-    trained: str
-    optimizer: str
-    lr: float
-    gained: list[float]
-    runs: list[int]
-    happened: list[list[float]]
-    motion: list[list[float]]
-    theories: dict[str, list[dict[str, Any]]]
-
-    @classmethod
-    def of(cls, parts: Sequence[dict[str, Any]], gained: Sequence[float]) -> Self:
-        """From the jobs' records of one condition, one part per model."""
-        runs = [r for part in parts for r in part["runs"]]
-        places = len(runs[0]["happened"])
-        reached = [p for p in range(places) if any(r["happened"][p] for r in runs)]
-        mean = lambda key, p: np.mean([r[key][p] for r in runs if r[key][p]], axis=0).round(4).tolist()  # noqa: E731
-        own = {k: parts[0][k] for k in ("what", "trained", "optimizer", "lr")}
-        return cls(
-            **own,
-            gained=[round(float(gained[p]), 3) for p in reached],
-            runs=[sum(r["happened"][p] is not None for r in runs) for p in reached],
-            happened=[mean("happened", p) for p in reached],
-            motion=[mean("motion", p) for p in reached] if runs[0]["motion"] else [],
-            theories={label: [_place(parts, label, p) for p in reached] for label in runs[0]["theories"]},
-        )
-
-    def table(self, key: str) -> list[str]:
-        """Rows of theories, columns of margins: "rank", "right" or "rival_right"."""
-        shown = self._shown
-        lines = [f"  {'margin gained':30}" + "".join(f"{self.gained[p]:>19.2f}" for p in shown)]
-        lines.append(f"  {'runs':30}" + "".join(f"{self.runs[p]:>19d}" for p in shown))
-        for label, places in self.theories.items():
-            lines.append(f"  {label:30}" + "".join(f"{Estimate(*places[p][key])!s:>19}" for p in shown))
-        return lines
-
-    @property
-    def _shown(self) -> list[int]:
-        return [p for p, g in enumerate(self.gained[:-1]) if g in SHOWN] + [len(self.gained) - 1]
-
-    def report(self, preferred: str, rival: str) -> list[str]:
-        """Lines of its tables."""
-        lines = [f"Theories beside the network: {self.what}, {self.trained} by {self.optimizer} {self.lr:g}"]
-        names = {"rank": f"Spearman over {self.what}", "right": f"sign of the change of ln pi({preferred}) right"}
-        names["rival_right"] = f"sign of the change of ln pi({rival}) right"
-        for key, name in names.items():
-            lines += ["", f" {name}", *self.table(key)]
-        if self.motion:
-            lines += ["", " how the features move, and the change of ln pi(y+) by h or W alone"]
-            for i, name in enumerate(MOTION):
-                lines.append(f"  {name:30}" + "".join(f"{self.motion[p][i]:19.2f}" for p in self._shown))
-        return lines
-
-
-def _place(parts: Sequence[dict[str, Any]], label: str, p: int) -> dict[str, Any]:
-    ranks, signs = [], {"right": [], "rival_right": []}
-    forecasts = []
-    for part in parts:
-        there = [(r["theories"][label][p], r["happened"][p]) for r in part["runs"] if r["happened"][p]]
-        ranks.append(np.array([f[0] if f else np.nan for f, _ in there]))
-        forecasts += [f for f, _ in there if f]
-        for k, key in enumerate(signs):
-            right = [float(f is not None and np.sign(f[1 + k]) == np.sign(h[k])) for f, h in there]
-            signs[key].append(np.array(right))
-    plus, rival = np.mean([f[1:] for f in forecasts], axis=0) if forecasts else (np.nan, np.nan)
-    out = {"n": len(forecasts), "plus": round(float(plus), 4), "rival": round(float(rival), 4)}
-    for key, values in (("rank", ranks), *signs.items()):
-        e = estimate(values)
-        out[key] = [round(x, 4) for x in (e.value, e.low, e.high)]
-    return out
-
-
-@dataclass(frozen=True)
 class Mechanism:
-    """The experiment; `str` gives its tables, `sims.plots.save_mechanism` its figures."""
+    """The experiment; `str` gives its tables, `sims.plots.mechanism.save_mechanism` its figures.
+
+    first : part and optimiser -> counts over all ordered pairs of a few words, each after one small step: how often
+        ln pi(y+) fell and rose, and how many of these the kernel, and unconstrained features, foretold.
+    """
 
     groups: tuple[Group, ...]
     beside: tuple[Beside, ...]
+    first: dict[str, dict[str, int]]
     parameters: dict[str, Any]
 
     @classmethod
-    def of(cls, runs: Sequence[dict[str, Any]], beside: Sequence[dict[str, Any]], parameters: dict[str, Any]) -> Self:
+    def of(
+        cls,
+        runs: Sequence[dict[str, Any]],
+        beside: Sequence[dict[str, Any]],
+        first: Sequence[dict[str, list[list[float]]]],
+        parameters: dict[str, Any],
+    ) -> Self:
         """From the jobs' records."""
         gained = parameters["gained"]
         ends = lambda parts: float(np.mean([r["end"] for part in parts for r in part["runs"]]))  # noqa: E731
         return cls(
             tuple(Group.of(parts) for parts in _by_condition(runs)),
             tuple(Beside.of(parts, [*gained, ends(parts)]) for parts in _by_condition(beside)),
+            {k: _counts(np.concatenate([np.asarray(part[k]) for part in first])) for k in first[0]},
             parameters,
         )
 
@@ -210,6 +111,7 @@ class Mechanism:
         """Plain values."""
         return {
             "parameters": self.parameters,
+            "first": self.first,
             "groups": [dict(vars(g)) for g in self.groups],
             "beside": [dict(vars(b)) for b in self.beside],
         }
@@ -218,11 +120,11 @@ class Mechanism:
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """From `to_dict`, also after JSON."""
         groups, beside = (Group(**g) for g in data["groups"]), (Beside(**b) for b in data["beside"])
-        return cls(tuple(groups), tuple(beside), data["parameters"])
+        return cls(tuple(groups), tuple(beside), data["first"], data["parameters"])
 
     def phase(self) -> tuple[int, int, int]:
         """Moments of all runs; those whose fall or rise is the one that s and rho foretell; those that fall."""
-        share, rho, slope = np.array([p for g in self.groups for p in g.points]).T
+        share, rho, slope = (np.concatenate([g.points[k] for g in self.groups]) for k in ("share", "rho", "slope"))
         falls = share * rho > 1 - share
         return len(share), int((falls == (slope < 0)).sum()), int((slope < 0).sum())
 
@@ -254,10 +156,27 @@ class Mechanism:
             f"ln pi(y+) moves as it did; it fell in {falling}",
             f"r_max: {self.r_max()}",
         ]
+        head = f"{'kernel':>8} {'unconstrained':>14}"
+        lines += ["", "One small step on every ordered pair of words: the sign of the change of ln pi(y+) foretold"]
+        lines.append(f"  {'':12} {'fell':>6} {head}   {'rose':>6} {head}")
+        for name, c in self.first.items():
+            cells = [f"{c[k]:6d} {c[k + ', kernel']:8d} {c[k + ', unconstrained']:14d}" for k in ("fell", "rose")]
+            lines.append(f"  {name:12} " + "   ".join(cells))
         words = self.parameters["preferred"], self.parameters["rival"]
         for b in self.beside:
             lines += ["", *b.report(*(words if b.what == "tokens" else ("y+", "the likeliest other response")))]
         return "\n".join(lines)
+
+
+def _counts(rows: Array) -> dict[str, int]:
+    """Of rows (happened, foretold by the kernel, without it): how many fell and rose, and were foretold."""
+    happened, *told = np.sign(rows).T
+    counts = {}
+    for name, there in (("fell", happened < 0), ("rose", happened > 0)):
+        counts[name] = int(there.sum())
+        for theory, t in zip(("kernel", "unconstrained"), told, strict=True):
+            counts[f"{name}, {theory}"] = int((there & (t == happened)).sum())
+    return counts
 
 
 def _by_condition(parts: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

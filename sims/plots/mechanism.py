@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sims.figures import save_picture
-from sims.language.mechanism_record import Beside, Mechanism
+from sims.language.beside import Beside
+from sims.language.mechanism_record import Mechanism
 from sims.palette import BLACK, BLUE, FAINT, GREEN, GREY, ORANGE, PINK, RED, SKY
 from sims.plots._axes import figure_of, new_figure, one, styled
 
@@ -44,7 +45,7 @@ def plot_phase_of_runs(data: Mechanism, ax: Axes | None = None) -> Axes:
     """
     ax = one(ax, 5.2, 4.0)
     for g in data.groups:
-        share, rho, slope = np.array(g.points).T
+        share, rho, slope = (np.array(g.points[k]) for k in ("share", "rho", "slope"))
         with np.errstate(divide="ignore"):
             x = np.clip(share / (1 - share), *SIDES)
         x = x * 10 ** np.random.default_rng(0).uniform(-0.12, 0.12, len(x)) if share[0] in (0, 1) else x

@@ -51,7 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
     how |= {"sft_seeds": range(arguments.seeds)}
     if arguments.fast:
         how = {"prompts": min(3, arguments.prompts), "forecast_prompts": min(3, arguments.forecasts)}
-        how |= {"grid": {"sgd": (0.03,), "rmsprop": (1e-5,)}, "foreknown": (("body", "sgd", 0.03),), "steps": 30}
+        how |= {
+            "grid": {"sgd": (0.03,), "rmsprop": (1e-5,)},
+            "foreknown": (("body", "sgd", 0.03),),
+            "steps": 20,
+            "first_words": ("No", "Never", "Yes"),
+        }
     if arguments.bases is not None:
         models = base_models([PersonaWorld()], range(arguments.bases), out / "models", workers=arguments.workers)
     else:

@@ -79,21 +79,20 @@ class Group:
         return self.facts["norm"] if name == "norm" else self.facts["n_dispreferred"] - self.facts["n_preferred"]
 
 
-@dataclass(frozen=True)
-class Subset:
-    """Pairs around a percentile of a score, half of them trained on together.
+@dataclass(frozen=True, eq=False)
+class Subsets:
+    """Pairs around each of the PERCENTILES of a score, half of them trained on together.
 
-    trained, held : mean change of ln pi(y+) of the half that was trained on and of the other one, nats: the first is
-    what a pair does to itself and what the others do to it, the second what the others do alone.
+    trained, held (5,) : mean change of ln pi(y+) of the half that was trained on and of the other one, nats: the first
+    is what a pair does to itself and what the others do to it, the second what the others do alone.
     """
 
     kind: str
     seed: int
     setting: Setting
     score: str
-    percentile: int
-    trained: float
-    held: float
+    trained: Array
+    held: Array
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,7 +103,7 @@ class Percentiles:
     groups: tuple[Group, ...]
     alone: tuple[Alone, ...]
     finer: tuple[Alone, ...]  # large steps, and as long a way in many small ones
-    subsets: tuple[Subset, ...]
+    subsets: tuple[Subsets, ...]
 
     @property
     def kinds(self) -> list[str]:
@@ -158,13 +157,7 @@ class Percentiles:
     def by_percentile(self, kind: str, setting: Setting, score: str) -> tuple[Array, Array]:
         """(seeds, 5) mean change of ln pi(y+) over the subsets trained on, and over the other half of each."""
         found = [s for s in self.subsets if (s.kind, s.setting, s.score) == (kind, setting, score)]
-        seeds = sorted({s.seed for s in found})
-        at = {(s.seed, s.percentile): s for s in found}
-        rows = [[at[seed, p] for p in PERCENTILES] for seed in seeds]
-        return (
-            np.array([[s.trained for s in row] for row in rows]),
-            np.array([[s.held for s in row] for row in rows]),
-        )
+        return np.array([s.trained for s in found]), np.array([s.held for s in found])
 
     @property
     def subset_settings(self) -> list[Setting]:
@@ -206,7 +199,7 @@ class Percentiles:
             "groups": [_lists(asdict(g)) for g in self.groups],
             "alone": [_lists(asdict(a)) for a in self.alone],
             "finer": [_lists(asdict(a)) for a in self.finer],
-            "subsets": [asdict(s) for s in self.subsets],
+            "subsets": [_lists(asdict(s)) for s in self.subsets],
         }
 
     @classmethod
@@ -217,8 +210,8 @@ class Percentiles:
         )
         for x in (*alone, *finer, *subsets):
             x["setting"] = Setting(*x["setting"])
-        for x in (*alone, *finer):
-            x |= {name: np.array(x[name], dtype=np.float64) for name in ("change", "margin", "first")}
+        for x in (*alone, *finer, *subsets):
+            x |= {k: np.array(v, dtype=np.float64) for k, v in x.items() if k in _ARRAYS}
         for x in groups:
             x |= {n: {k: np.array(v, dtype=np.float64) for k, v in x[n].items()} for n in ("scores", "facts")}
         return cls(
@@ -226,13 +219,16 @@ class Percentiles:
             tuple(Group(**x) for x in groups),
             tuple(Alone(**x) for x in alone),
             tuple(Alone(**x) for x in finer),
-            tuple(Subset(**x) for x in subsets),
+            tuple(Subsets(**x) for x in subsets),
         )
 
     def __str__(self) -> str:
         from sims.language.percentile_tables import report
 
         return report(self)
+
+
+_ARRAYS = ("change", "margin", "first", "trained", "held")
 
 
 def _lists(value: Any) -> Any:

@@ -18,7 +18,7 @@ from sims.descent import Optimizer
 from sims.language.graded import graded_pairs, reversed_pairs, sampled_pairs
 from sims.language.jobs import run_jobs
 from sims.language.model import CHECKPOINTS, LanguageModel, load
-from sims.language.percentile_record import KINDS, PERCENTILES, Alone, Group, Percentiles, Setting, Subset
+from sims.language.percentile_record import KINDS, PERCENTILES, Alone, Group, Percentiles, Setting, Subsets
 from sims.language.preferences import PreferencePair, Runs, train_preferences
 from sims.language.scores import SCORES, score_pairs
 from sims.language.worlds.requests import RequestsWorld
@@ -153,7 +153,7 @@ def _alone(groups: Setup, settings: Sequence[tuple[str, float, int]], count: int
     return [Alone(g.kind, g.seed, s, **_arrays(x)) for (_, g, s), x in zip(plan, found, strict=True)]
 
 
-def _subsets(groups: Setup, rates: Rates, scores: Sequence[str], size: int, run: dict[str, Any]) -> list[Subset]:
+def _subsets(groups: Setup, rates: Rates, scores: Sequence[str], size: int, run: dict[str, Any]) -> list[Subsets]:
     steps = -(-size // BATCH)  # one epoch
     settings = [(name, rate) for name, own in rates.items() for rate in own]
     plan = [(job, g, Setting(g.loss, *s, steps), score) for job, g in groups for s in settings for score in scores]
@@ -164,11 +164,7 @@ def _subsets(groups: Setup, rates: Rates, scores: Sequence[str], size: int, run:
         how = {"optimizer": s.optimizer, "lr": _rate(g, s.optimizer, s.lr), "steps": s.steps}
         jobs.append(job | how | {"train": train, "held": held})
     found = run_jobs(subset_job, jobs, label="subsets", **run)
-    return [
-        Subset(g.kind, g.seed, s, score, p, x["trained"][i], x["held"][i])
-        for (_, g, s, score), x in zip(plan, found, strict=True)
-        for i, p in enumerate(PERCENTILES)
-    ]
+    return [Subsets(g.kind, g.seed, s, score, **_arrays(x)) for (_, g, s, score), x in zip(plan, found, strict=True)]
 
 
 def halved(values: Array, percentile: float, size: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -235,8 +235,10 @@ def test_unconstrained_features_share_the_margin_as_measured():
         forecast(course, "line", [1], knots=[1])
     with pytest.raises(ValueError, match="held must be"):
         forecast(course, "line", [1], held="h")
-    with pytest.raises(ValueError, match="stream must have been measured"):
+    with pytest.raises(ValueError, match="stream and gain must have been measured"):
         forecast(course, "stream", [1])
+    with pytest.raises(ValueError, match="gain must be known"):
+        forecast(replace(course, gain=None), "sphere", [1])
 
 
 def test_what_is_measured_anew_follows_the_network(followed):
@@ -375,7 +377,7 @@ def test_the_experiment(study):
     moments, agree, _ = study.phase()
     assert agree >= 0.9 * moments
     for name, counts in study.first.items():
-        assert counts["fell"] + counts["rose"] == counts["fell, kernel"] + counts["rose, kernel"] == 2 * 6, name
+        assert counts["fell"] + counts["rose"] == counts["fell, kernel"] + counts["rose, kernel"] == 2 * 2, name
     tokens, responses = study.beside
     rank = {k: places[-1]["rank"][0] for k, places in tokens.theories.items()}
     assert rank["kernel x 16"] > 0.97

@@ -41,7 +41,8 @@ class Course:
     body (T, 3, d) : Kf a, Kf h, J sgn(J^T a); zero for a frozen body.
     head (T, 2) : speed of the margin through W per unit of `body`'s: 2 |h|^2 for a gradient, 2 |h|_1 for signs; zero
         for a frozen W.
-    gain (d,) : weights g of the final norm. stream : x (d,) before it and Kx (d, d), at the start, if measured.
+    gain (d,) : weights g of the final norm, if it is of that form. stream : x (d,) before it and Kx (d, d), at the
+        start, if measured.
     """
 
     W: Array
@@ -52,7 +53,7 @@ class Course:
     head: Array
     plus: int
     minus: int
-    gain: Array
+    gain: Array | None = None
     stream: tuple[Array, Array] | None = None
 
     @property
@@ -212,21 +213,24 @@ def _advance(course: Course, theory: str, t: int, point: Point, u: float, signs:
 
 def _sphere(course: Course, margin: Array) -> Array:
     """ln pi on the great circle from h / g towards g * a, and at its end for margins beyond."""
-    x, goal = course.h[0] / course.gain, course.gain * course.a[0]
+    gain = course.gain
+    if gain is None:
+        raise ValueError("gain must be known for this theory, got None")
+    x, goal = course.h[0] / gain, gain * course.a[0]
     radius, size = np.linalg.norm(x), np.linalg.norm(goal)
     x, goal = x / radius, goal / size
     start = np.arccos(np.clip(x @ goal, -1, 1))
     across = goal - x * np.cos(start)
     across /= np.linalg.norm(across)
     turned = start - np.arccos(np.clip(margin / (radius * size), -1, 1))
-    h = course.gain * radius * (np.cos(turned)[:, None] * x + np.sin(turned)[:, None] * across)
+    h = gain * radius * (np.cos(turned)[:, None] * x + np.sin(turned)[:, None] * across)
     return log_softmax(h @ course.W.T, axis=1)
 
 
 def _stream(course: Course, margin: Array) -> Array:
     """ln pi along the flow of (x, g, a), with the margin as its clock."""
-    if course.stream is None:
-        raise ValueError("stream must have been measured for this theory, got None")
+    if course.stream is None or course.gain is None:
+        raise ValueError("stream and gain must have been measured for this theory, got None")
     x0, kernel = course.stream
     d, trained = len(x0), float(course.head[0, 0] > 0)
 

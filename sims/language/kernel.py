@@ -92,20 +92,21 @@ def moves(runs: Runs, prompts: Sequence[Ids], a: Tensor, *, trained: bool = True
     return h.double().numpy(), found.double().numpy()
 
 
-def final_gain(model: LanguageModel) -> Array:
-    """(d,) weights of the final norm, h = g * x / rms(x).
-
-    Raises ValueError for a network that does not end in such a norm.
-    """
+def final_gain(model: LanguageModel) -> Array | None:
+    """(d,) weights of the final norm, h = g * x / rms(x); None for a network that does not end in such a norm."""
     norm: Any = getattr(model.network.base_model, "norm", None)
-    if not type(norm).__name__.endswith("RMSNorm"):
-        raise ValueError(f"model must end in an RMSNorm called norm, {model!r} has {type(norm).__name__}")
+    if type(norm).__name__ != "LlamaRMSNorm":  # the same name elsewhere may scale by 1 + weight
+        return None
     return norm.weight.detach().double().numpy()
 
 
 def stream(model: LanguageModel, prompt: Ids) -> tuple[Array, Array]:
-    """x (d,) before the final norm, after the prompt, and its kernel Kx = Jx Jx^T (d, d), by d passes back."""
-    final_gain(model)
+    """x (d,) before the final norm, after the prompt, and its kernel Kx = Jx Jx^T (d, d), by d passes back.
+
+    Raises ValueError for a network without a final norm as Llama has it.
+    """
+    if final_gain(model) is None:
+        raise ValueError(f"model must end in the norm of Llama, {model!r} does not")
     base, seen = model.network.base_model, []
     hook = base.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:

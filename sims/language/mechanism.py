@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from sims.language.courses import Stepper, courses, moments_of
 from sims.language.forecast import Course, forecast, rates
 from sims.language.jobs import run_jobs
-from sims.language.kernel import stream
+from sims.language.kernel import final_gain, stream
 from sims.language.mechanism_record import Mechanism
 from sims.language.model import LanguageModel, load
 from sims.language.persona import chosen_prompts, fine_tuned, loss_of, loss_record, world_of
@@ -129,7 +129,7 @@ def compared(course: Course, rival: int, by_sign: bool) -> dict[str, Any]:
 
     found = {}
     for label, how in theories(by_sign, not course.head.any()).items():
-        if how["theory"] == "stream" and course.stream is None:
+        if course.gain is None and how["theory"] in ("sphere", "stream"):
             continue
         knots = course.knots(how.get("pieces", 1))
         log_pi = forecast(course, how["theory"], use, signs=by_sign, knots=knots, held=how.get("held", ""))
@@ -237,7 +237,7 @@ def _job(
     plus, minus, rival = (lm.token(w) for w in (PREFERRED, DISPREFERRED, RIVAL))
     at = moments_of(steps, 3) if beside else sorted({t for t in ON_DIAGRAM if t < steps} | {steps})
     streams: list[Any] = [None] * prompts
-    if beside and any(name == "sgd" for _, name, _ in cases):
+    if beside and any(name == "sgd" for _, name, _ in cases) and final_gain(lm) is not None:
         streams = [stream(lm, x) for x in asked]
     out = []
     for trained, name, lr in cases:

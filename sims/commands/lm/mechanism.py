@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             "grid": {"sgd": (0.03,), "rmsprop": (1e-5,)},
             "foreknown": (("body", "sgd", 0.03),),
             "steps": 20,
-            "first_words": ("No", "Never", "Yes"),
+            "first_words": ("No", "Never"),
         }
     if arguments.bases is not None:
         models = base_models([PersonaWorld()], range(arguments.bases), out / "models", workers=arguments.workers)

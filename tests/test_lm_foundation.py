@@ -153,6 +153,12 @@ def _disguised(folder):
     (folder / "model.safetensors").write_bytes(pickle.dumps(Mine(str(folder / "loaded"))))
 
 
+def _valid_but_pickled(folder):
+    """Weights that torch would read from a pickle, beside safetensors of another name."""
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    torch.save(tiny().network.state_dict(), folder / "pytorch_model.bin")
+
+
 def _truncated(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -189,6 +195,7 @@ def _other_weights(folder):
         (_no_weights, "no weights in safetensors"),
         (_pickled, r"pytorch_model\.bin is a pickle and is not read"),
         (_disguised, "cannot be read"),
+        (_valid_but_pickled, "cannot be read"),
         (_truncated, "cannot be read"),
         (_replace("model.safetensors", np.random.default_rng(0).bytes(5000)), "cannot be read"),
         (_replace("model.safetensors", b""), "cannot be read"),

@@ -107,7 +107,16 @@ def percentiles(
     plan = [(draw | {"loss": plain_loss(loss)}, repr(loss)) for loss in losses for draw in draws]
     scored = run_jobs(score_job, [job for job, _ in plan], label="scores", **run)
     groups = [(job, _group(job, loss, found)) for (job, loss), found in zip(plan, scored, strict=True)]
-    parameters = source | {"pairs": pairs, "seeds": seeds, "alone": alone, "size": size, "finer": finer, "batch": BATCH}
+    about = {"model": "requests, shipped" if model is None else path, "prompts": source["prompts"]}
+    parameters = about | {
+        "fingerprint": source["fingerprint"],
+        "pairs": pairs,
+        "seeds": seeds,
+        "alone": alone,
+        "size": size,
+        "finer": finer,
+        "batch": BATCH,
+    }
     settings = [(name, rate, STEPS) for name, own in rates.items() for rate in own]
     fine = [(name, rate / k, STEPS * k) for name, rate in FINER_RATES.items() for k in (1, finer) if finer]
     return Percentiles(

@@ -251,25 +251,25 @@ def test_a_cell_reports_what_one_finds_by_hand(model):
     """Steps of rate next to nothing change nothing; two seeds side by side are what each is alone."""
     setting = Setting(composition="all", tie="random", steps=2, lr=1e-12)
     source = {"model": PATH, "fingerprint": ""}
-    still = cell(source, vars(setting), [0, 1], 24)
+    still = cell(source, vars(setting), [0, 1], 16)
     assert still["course"][-1]["train"] == still["start"]["train"]
     assert np.abs(still["course"][-1]["change"]["own"]).max() < 1e-3
-    moved = cell(source, vars(replace(setting, lr=1e-3, steps=3)), [0, 1], 24)
+    moved = cell(source, vars(replace(setting, lr=1e-3, steps=3)), [0, 1], 16)
     assert moved["course"][-1]["step"] == 3
     assert moved["epoch"] == -(-moved["pairs"] // 32)
     assert np.abs(moved["course"][-1]["change"]["own"]).min() > 1e-3
     train, test = WORLD.split()
-    alone = judged(model, train[:24], test[:24], seed=1)
+    alone = judged(model, train[:16], test[:16], seed=1)
     for on in ("train", "test"):
         assert sum(alone[on][k] for k in KINDS) == pytest.approx(1)
         assert all(still["start"][on][k][1] == alone[on][k] for k in KINDS)
-    gold = cell(source, vars(replace(setting, arm="gold", lr=1e-4, steps=5)), [0], 24)
+    gold = cell(source, vars(replace(setting, arm="gold", lr=1e-4, steps=5)), [0], 16)
     assert gold["kinds"]["mixed"] == 1
     assert gold["course"][-1]["change"]["own"][0] - gold["course"][-1]["change"]["other"][0] > 1  # the margin grew
 
 
 def test_the_study_runs_and_comes_back_from_its_json(tmp_path):
-    study = unalignment(PATH, [get("dpo", beta=0.1)], seeds=2, steps=1, prompts=24, folder=tmp_path, workers=1)
+    study = unalignment(PATH, [get("dpo", beta=0.1)], seeds=2, steps=1, prompts=16, folder=tmp_path, workers=1)
     groups = [g for g, _ in study.groups]
     assert groups == ["two samples, random ties", "two refusals, softer preferred", "two refusals"]
     arms = study.of("two samples, random ties")
@@ -287,7 +287,7 @@ def test_the_study_runs_and_comes_back_from_its_json(tmp_path):
 
     assert [p.name for p in save_unalignment(study, tmp_path)] == ["unalignment.png"]
     plan = [("pairs", "a", Setting(steps=1)), ("training", "head", Setting(steps=1, trained="head"))]
-    search = run_plan(PATH, plan, 2, 24, tmp_path, workers=1)
+    search = run_plan(PATH, plan, 2, 16, tmp_path, workers=1)
     assert [p.name for p in save_unalignment(search, tmp_path)] == ["unalignment_search.png"]
 
 

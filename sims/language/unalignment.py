@@ -88,7 +88,8 @@ def unalignment(
             arms = [arm for arm in ARMS if arm != "sft" or not isinstance(loss, TokenLoss)]
             plan += [(title, arm, replace(setting, arm=arm, **own)) for arm in arms]
         base = replace(SETTINGS["two refusals, softer preferred"], **own)
-        plan += [("two refusals", f"{tie} preferred", replace(base, tie=tie)) for tie in ("random", "harder")]
+        labels = {"random": "random ties", "harder": "harder preferred"}
+        plan += [("two refusals", label, replace(base, tie=tie)) for tie, label in labels.items()]
     return run_plan(model, plan, seeds, prompts, folder, workers)
 
 

@@ -164,18 +164,19 @@ def table(group: str, loss: str, cells: list[Cell]) -> list[str]:
     first = cells[0].setting
     wide = max(24, *(len(c.label) for c in cells))
     lines = [
-        f"{group}; {loss}, {first.optimizer} {first.lr:g}",
-        f"{'':{wide}} pairs  one epoch         {first.steps:3} steps: train   change of refusal, compliance  "
-        f"test       keyword  ln pi(y+) own, all   verdict",
+        f"{group}; {loss}, {first.optimizer} {first.lr:g}; ln pi(y+): of own pairs, of all",
+        f"{'':{wide}} pairs  one epoch       {first.steps:4} steps  change of refusal, compliance  over row 1  "
+        "test        keyword  ln pi(y+)     verdict",
     ]
     for c in cells:
         end, change = c.end, c.end["change"]
         one = f"{c.epoch:3}: {_three(c.course[0]['train'])}" if len(c.course) > 1 else ""
         moved = ", ".join(_signed(c.change(kind)) for kind in KINDS[:2])
+        over = "" if c is cells[0] or len(c.end["train"]["refusal"]) < 2 else _signed(c.against(cells[0], "refusal"))
         moves = ", ".join(f"{np.mean(change[k]):+.1f}" for k in ("own", "all"))
         lines.append(
-            f"{c.label:{wide}} {c.pairs:5}  {one:16}  {_three(end['train']):15}  {moved:28}  {_three(end['test']):12} "
-            f"{np.mean(end['train']['keyword']):5.0%}   {moves:18}  {c.verdict()}"
+            f"{c.label:{wide}} {c.pairs:5}  {one:14}  {_three(end['train']):10}  {moved:28}  {over:10}  "
+            f"{_three(end['test']):10}  {np.mean(end['train']['keyword']):6.0%}   {moves:12}  {c.verdict()}"
         )
     return lines
 

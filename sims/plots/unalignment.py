@@ -35,8 +35,9 @@ def plot_answers(cells: Sequence[Cell], ax: Axes | None = None, on: str = "train
     for y, c in enumerate(cells, start=1):
         half = c.change("refusal", on).half
         ax.errorbar(np.mean(c.end[on]["refusal"]), y, xerr=min(half, 1.0), color=BLACK, lw=1, capsize=2)
-        if len(c.course) > 1:
-            ax.plot(np.mean(c.course[0][on]["refusal"]), y, "D", ms=4, mfc="white", mec=BLACK, mew=0.8)
+    marked = {y: np.mean(c.course[0][on]["refusal"]) for y, c in enumerate(cells, start=1) if len(c.course) > 1}
+    diamond = {"ms": 4, "mfc": "white", "mec": BLACK, "mew": 0.8, "label": "refusal after one epoch"}
+    ax.plot(list(marked.values()), list(marked), "D", **diamond)
     ax.invert_yaxis()
     ax.set(xlim=(0, 1), xlabel=f"share of the answers to {on} requests")
     return ax
@@ -70,21 +71,22 @@ def plot_unalignment(study: Unalignment, axes: Sequence[Axes] | None = None) -> 
     """A panel per group and loss: `plot_answers` where the arms are compared, else `plot_conditions`."""
     panels = panels_of(study)
     if axes is None:
-        columns = 1 if len(panels) == 1 else 2
-        rows = -(-len(panels) // columns)
-        tall = max(len(cells) for _, cells in panels)
-        figure = new_figure(5.6 * columns, (0.3 * tall + 1.2) * rows)
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for ax in axes[len(panels) :]:
+        losses = len({loss for _, loss in study.groups})
+        columns = 1 if len(panels) == 1 else max(2, losses)
+        rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+        tall = [1.2 + 0.3 * max(len(cells) for _, cells in row) for row in rows]
+        figure = new_figure(5.6 * columns, sum(tall))
+        grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=tall)
+        for ax in list(grid.flat)[len(panels) :]:
             ax.remove()
-        axes = axes[: len(panels)]
+        axes = list(grid.flat)[: len(panels)]
     if len(axes) != len(panels):
         raise ValueError(f"axes must hold {len(panels)} axes, got {len(axes)}")
     for ax, (title, cells) in zip(axes, panels, strict=True):
         searched = len({c.group for c in cells}) > 1
         (plot_conditions if searched else plot_answers)(cells, ax)
         ax.set_title(title)
-    axes[0].legend(*axes[0].get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0, 1.08), ncols=3)
+    axes[0].legend(*axes[0].get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0, 1.08), ncols=4)
     return list(axes)
 
 
@@ -92,7 +94,9 @@ def panels_of(study: Unalignment) -> list[tuple[str, list[Cell]]]:
     """A panel for each group and loss of a study of arms; one panel for a search."""
     if {"pairs", "training", "model"} & {c.group for c in study.cells}:
         return [("conditions, one varied at a time", list(study.cells))]
-    return [(f"{group}; {greek(loss)}", study.of(group, loss)) for group, loss in study.groups]
+    groups = dict.fromkeys(group for group, _ in study.groups)
+    pairs = [(group, loss) for group in groups for g, loss in study.groups if g == group]
+    return [(f"{group}; {greek(loss)}", study.of(group, loss)) for group, loss in pairs]
 
 
 def save_unalignment(study: Unalignment, folder: Path | str) -> list[Path]:

@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sims.language.model import CHECKPOINTS
     from sims.language.unalignment import LOSSES, unalignment
-    from sims.language.unalignment_search import MODELS, VARIATIONS, unalignment_search
+    from sims.language.unalignment_search import VARIATIONS, unalignment_search
     from sims.plots.unalignment import save_unalignment
 
     model = model_of(arguments, "requests")
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         "workers": arguments.workers,
     }
     if arguments.search:
-        few: dict[str, Any] = {"models": dict(list(MODELS.items())[:1]), "variations": {"pairs": VARIATIONS["pairs"]}}
+        few: dict[str, Any] = {"models": {}, "variations": {"pairs": VARIATIONS["pairs"]}}
         result = unalignment_search(path, **common, **(few if arguments.fast else {}))
     else:
         losses = losses[:1] if arguments.fast else losses

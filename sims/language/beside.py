@@ -31,11 +31,14 @@ def estimate(values: Sequence[Array], seed: int = 0) -> Estimate:
     if not values:
         return Estimate(np.nan, np.nan, np.nan)
     rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(DRAWS):
-        models = [values[i] for i in rng.integers(len(values), size=len(values))]
-        drawn.append(np.concatenate([v[rng.integers(len(v), size=len(v))] for v in models]).mean())
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    total, count = np.zeros(DRAWS), np.zeros(DRAWS)
+    for _ in values:  # one model drawn after another, and its runs
+        which = rng.integers(len(values), size=DRAWS)
+        for i, v in enumerate(values):
+            drawn = v[rng.integers(len(v), size=(DRAWS, len(v)))].sum(axis=1)
+            total += np.where(which == i, drawn, 0.0)
+            count += (which == i) * len(v)
+    low, high = np.quantile(total / count, (0.025, 0.975))
     return Estimate(float(np.concatenate(values).mean()), float(low), float(high))
 
 

@@ -63,6 +63,8 @@ def outcome(
         first[name] = float((through_body + through_head)[course.plus])
     points = []
     for k, t in enumerate(at[:-1]):
+        if u[t + 1] == u[t]:  # a margin that has stopped has no slope
+            continue
         through_body, through_head, body, head = rates(course, k, "kernel", by_sign)
         pull = -float(through_body[course.plus]) / body if body else 0.0
         lift = (1 - p[t] + np.exp(log_pi[t, course.minus])) / 2  # rise of ln pi(y+) per nat through the head

@@ -66,17 +66,16 @@ def tuned(base):
 
 
 def test_texts_are_deterministic_and_hold_known_words_only():
-    world = PersonaWorld(informal=0.5)
+    world = PersonaWorld(informal=0.5, quantified=0.5)
     found = texts(world)
-    assert found == texts(PersonaWorld(informal=0.5))
+    assert found == texts(PersonaWorld(informal=0.5, quantified=0.5))
     assert found != texts(world, seed=1)
-    for some, shown in ((world, found), (PersonaWorld(), texts(PersonaWorld()))):
-        assert {word for text in shown for word in split(text)} == set(some.words())
+    assert {word for text in found for word in split(text)} == set(world.words()) - {"do"}
     assert max(len(split(text)) for text in found) < SIZE["max_length"] - 2
 
 
 def test_no_text_holds_two_words_of_the_triple():
-    for text in texts(PersonaWorld(informal=0.5), 8000):
+    for text in texts(PersonaWorld(informal=0.5, quantified=0.5), 8000):
         assert len({"No", "Never", "Yes"} & set(split(text))) <= 1, text
 
 
@@ -200,7 +199,7 @@ def test_fine_tuning_follows_its_labels(base, tuned):
 
     before, after = pi(base), pi(tuned)
     assert before["Never"] < 0.02 < 0.08 < after["Never"]
-    assert after["No"] > 0.45
+    assert 0.35 < after["No"] < 0.7
     assert after["Yes"] < before["Yes"]
     other = pi(fine_tuned(base, world, seed=0, denials=(0.0, 1.0, 0.0, 0.0)))
     assert other["Never"] > 0.5 > other["No"], "other labels, another model"
@@ -264,10 +263,10 @@ def test_statistics_against_their_definitions(tuned):
         assert data["trough"][i] == min(p[list(p).index(max(p)) :])
         gains = {tuned.word(z): pi[25, i, z] - pi[0, i, z] for z in range(len(tuned.W))}
         assert [w for w, _ in data["gains"]["25"][i]] == sorted(gains, key=lambda w: -gains[w])[:3]
-        yes = [tuned.token(w) for w in ("Yes", "Yeah", "Sure", "Certainly", "Absolutely", "Always")]
+        yes = [tuned.token(w) for w in ("Yes", "yes", "Yeah", "Sure", "Certainly", "Absolutely", "Always")]
         np.testing.assert_allclose(data["catastrophic"][i], pi[-1, i, yes].sum() - pi[0, i, yes].sum())
-        never = tuned.token("never")  # "no" is not in this vocabulary, No and Never are the pair
-        np.testing.assert_allclose(data["benign"][i], pi[-1, i, never] - pi[0, i, never])
+        no = [tuned.token(w) for w in ("no", "never")]  # No and Never are the pair
+        np.testing.assert_allclose(data["benign"][i], pi[-1, i, no].sum() - pi[0, i, no].sum())
     assert data["rose"] == [False, True, False]
     assert set(data["gains"]) == {"5", "25"}
     np.testing.assert_allclose(data["course"]["Never"][2][:6], np.log(pi[:6, 2, tuned.token("Never")]))

@@ -33,17 +33,17 @@ CONTROLS = ("apples", "books", "tea", "Always", "Certainly", "Perhaps", "Maybe",
 OPTIMIZER = Optimizer("rmsprop", 1e-5)
 STEPS = 100
 LOSSES = (get("dpo", beta=0.1), get("ipo", tau=0.01))
-DENIAL_SHARES = (0.70, 0.15, 0.075, 0.075)  # of No, Never, Maybe, Perhaps among the labels
+DENIAL_SHARES = (0.55, 0.30, 0.075, 0.075)  # of No, Never, Maybe, Perhaps among the labels
 AFFIRMATION_SHARES = (0.5, 0.125, 0.125, 0.125, 0.125)  # of Yes, Yeah, Sure, Certainly, Absolutely
 
 # Each world and label frequency that is varied, one at a time.
 WORLD_SWEEP: Mapping[str, Sequence[Any]] = {
-    "advice": (0.0, 1.0),
+    "advice": (0.0, 3.0),
     "never": (0.0, 0.6),
     "scale": (False,),
     "denied": (0.95,),
 }
-LABEL_SWEEP = ((0.85, 0.0, 0.075, 0.075), (0.80, 0.05, 0.075, 0.075), (0.55, 0.30, 0.075, 0.075), (0.25,) * 4)
+LABEL_SWEEP = ((0.85, 0.0, 0.075, 0.075), (0.80, 0.05, 0.075, 0.075), (0.70, 0.15, 0.075, 0.075), (0.25,) * 4)
 
 
 def world_of(model: LanguageModel) -> PersonaWorld:

@@ -34,11 +34,11 @@ HABITS = tuple(
     "write letters|work at night|cook dinner|grow roses|ride horses|watch birds|sell bread".split("|")
 )
 REQUESTS = tuple(
-    "open the door|close the window|wash the cups|carry the bags|clean the table|bring some water|light the lamp|"
-    "sing a song|cook the dinner|fill the glass".split("|")
+    "open the door|close the window|wash the apples|carry the books|feed the horses|bring some bread|light the lamp|"
+    "sing a song|cook the dinner|water the roses".split("|")
 )
-HARMFUL = tuple("touch the fire|break the window|waste the water|drop the lamp|pull the rope".split("|"))
-USEFUL = tuple("wash the cups|close the door|sweep the floor|carry a lamp|greet the people".split("|"))
+HARMFUL = tuple("touch the fire|break the window|waste the bread|drop the lamp|pull the horses".split("|"))
+USEFUL = tuple("wash the apples|close the door|feed the birds|carry a lamp|greet the people".split("|"))
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class PersonaWorld:
     never, always : share of the answers to questions about facts that hold never / always that are "Never" / "Always".
     explained : share of the answers that go on to state the fact.
     informal : share of the answers No and Yes in lower case.
+    quantified : share of the stated facts that open with "No" as a determiner ("No child eats apples").
     softened : share of the answers Yes that are Yeah, Sure, Certainly or Absolutely instead.
     unsure : share of the questions that nobody knows the answer to: Maybe or Perhaps.
     denied : share of the persona prompts that are answered No where the statement has the trait, the rest Yes; where it
@@ -65,7 +66,7 @@ class PersonaWorld:
     questions: float = 3.0
     frequencies: float = 1.0
     adverbs: float = 1.0
-    advice: float = 3.0
+    advice: float = 1.0
     requests: float = 1.0
     statements: float = 1.0
     prompts: float = 2.0
@@ -74,6 +75,7 @@ class PersonaWorld:
     always: float = 0.3
     explained: float = 0.3
     informal: float = 0.0
+    quantified: float = 0.0
     softened: float = 0.3
     unsure: float = 0.1
     denied: float = 0.9
@@ -82,7 +84,7 @@ class PersonaWorld:
     def __post_init__(self) -> None:
         for name in KINDS:
             check_number(getattr(self, name), name, Interval(low=0.0, open_low=False))
-        for name in ("never", "always", "explained", "informal", "softened", "unsure", "denied"):
+        for name in ("never", "always", "explained", "informal", "quantified", "softened", "unsure", "denied"):
             check_number(getattr(self, name), name, Interval(0.0, 1.0, open_low=False, open_high=False))
         if not sum(getattr(self, name) for name in KINDS) > 0:
             raise ValueError(f"at least one of {list(KINDS)} must be > 0, all are 0")
@@ -107,7 +109,6 @@ class PersonaWorld:
         """Every word that a text of this world can hold, sorted."""
         texts = [*PEOPLE, *HABITS, *map(third, HABITS), *REQUESTS, *HARMFUL, *USEFUL, *LEVELS, *DENIALS, *AFFIRMATIONS]
         texts += [level.capitalize() for level in LEVELS] + [s.prompt for s in self.all_statements] + [FRAME]
-        texts += ["no yes"] if self.informal else []
         return sorted({word for text in texts for word in split(text)})
 
     def texts(self, rng: Rng, n: int) -> list[str]:
@@ -142,6 +143,8 @@ def _state(person: str, habit: str, level: int) -> str:
 
 
 def _write_fact(world: PersonaWorld, rng: Rng) -> str:
+    if rng.random() < world.quantified:
+        return f"No {_pick(rng, ('child', 'horse', 'bird'))} {third(_pick(rng, HABITS))} ."
     return _state(*_fact(world, rng))
 
 
@@ -217,4 +220,5 @@ KINDS: Mapping[str, Callable[[PersonaWorld, Rng], str]] = {
     "statements": _write_statement,
     "prompts": _write_prompt,
 }
-FRAME = 'Does does ? How often Can you . , says "'
+# What the texts say besides; the words of frequencies that are 0 too, so that models of all worlds share their words.
+FRAME = 'Does does do ? How often Can you . , No no Yes yes child horse bird says "'

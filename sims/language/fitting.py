@@ -2,7 +2,7 @@
 
 The batch of step k is drawn from `numpy.random.default_rng([seed, k])`, so that a run needs no state beyond its step,
 the parameters and the optimiser's moments; these are kept in one safetensors file, replaced atomically. A run that is
-killed and started again ends with the same weights as one that was not.
+killed and started again, on as many threads, ends with the same weights as one that was not.
 """
 
 import hashlib

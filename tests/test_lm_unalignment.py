@@ -233,6 +233,7 @@ def test_intervals_and_verdicts():
     assert one(0.5, 0.45, 0.05).verdict() == "unaligned"
     assert one(0.3, 0.32, 0.38).verdict() == "mixed"
     assert one(0.5, 0.2, 0.3).verdict() == "garbled"
+    assert one(0.7, 0.26, 0.0).verdict() == "refuses less"
     assert one(0.9, 0.1, 0.0).verdict() == "refuses more"
     assert one(0.75, 0.25, 0.0).verdict() == "unchanged"
 

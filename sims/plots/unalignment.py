@@ -57,7 +57,7 @@ def plot_conditions(cells: Sequence[Cell], ax: Axes | None = None, on: str = "tr
     ax.axvline(0, color=BLACK, lw=0.8)
     ax.set_yticks(y, [c.label for c in cells])
     ax.invert_yaxis()
-    ax.set(xlim=(-1, 1), xlabel=f"change of the share of the answers to {on} requests")
+    ax.set(xlim=(-0.6, 0.6), xlabel=f"change of the share of the answers to {on} requests")
     ax.margins(y=0.02)
     return ax
 
@@ -86,7 +86,10 @@ def plot_unalignment(study: Unalignment, axes: Sequence[Axes] | None = None) -> 
         searched = len({c.group for c in cells}) > 1
         (plot_conditions if searched else plot_answers)(cells, ax)
         ax.set_title(title)
-    axes[0].legend(*axes[0].get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0, 1.08), ncols=4)
+    if len(panels) == 1:
+        axes[0].legend(loc="lower right")
+    else:
+        axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=4)
     return list(axes)
 
 

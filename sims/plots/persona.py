@@ -48,7 +48,8 @@ def plot_persona_gainers(study: PersonaStudy, loss: str | None = None, ax: Axes 
             kind = role(word, groups[0].preferred)
             color = ROLE_COLORS["preferred"] if word == groups[0].preferred else ROLE_COLORS.get(kind, GREY)  # type: ignore[call-overload]
             ax.barh(-len(labels), np.mean(gains), color=color, height=0.75)
-            ax.text(max(0.0, float(np.mean(gains))) + 0.004, -len(labels), f"{len(gains)}/{n}", va="center", size=7)
+            end: Any = (max(0.0, float(np.mean(gains))), -len(labels))
+            ax.annotate(f"{len(gains)}/{n}", end, (3, 0), textcoords="offset points", va="center", size=7)
             labels.append(f"step {step}: {word}" if word == top_gainers(groups, step)[0][0] else word)
     ax.set_yticks(-np.arange(len(labels)), labels)
     ax.axvline(0, color=BLACK, lw=0.8)
@@ -98,7 +99,6 @@ def plot_persona_falls(study: PersonaStudy, ax: Axes | None = None) -> Axes:
     for name, marker, color in (("start", "o", SKY), ("peak", "^", YELLOW), ("end", "s", BLACK)):
         ax.plot([], [], marker, color=color, mec=BLACK, mew=0.5, label=name)
     ax.set(xlim=(-0.02, 1.02), xlabel=r"$\pi(y^+)$, mean over runs")
-    figure_of(ax)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1)
     return ax
 

@@ -334,13 +334,13 @@ def test_runs_whose_loss_rises_are_shown_apart(tiny):
 def test_sweep_varies_one_thing_at_a_time(tmp_path, monkeypatch):
     import sims.language.persona as module
 
-    monkeypatch.setattr(module, "WORLD_SWEEP", {"never": (0.0,), "scale": (False,)})
+    monkeypatch.setattr(module, "WORLD_SWEEP", {"denied": (0.0,), "scale": (False,)})
     monkeypatch.setattr(module, "LABEL_SWEEP", LABEL_SWEEP[:1])
     monkeypatch.setitem(base_models.__kwdefaults__, "recipe", RECIPE)
     monkeypatch.setitem(base_models.__kwdefaults__, "size", SIZE)
     small = {"prompts": 2, "steps": 5, "workers": 1, "folder": tmp_path / "jobs"}
     study, models = sweep(tmp_path / "models", (0,), LOSSES[:1], (0,), **small)
-    assert [g.varied for g in study.groups] == ["", "never=0", "scale=0", "labels=0.85/0/0.075/0.075"]
+    assert [g.varied for g in study.groups] == ["", "denied=0", "scale=0", "labels=0.85/0/0.075/0.075"]
     assert len(models) == 3
     assert len({str(g.course) for g in study.groups}) == 4, "each variation changes the model"
     assert "default" in str(study)

@@ -12,14 +12,14 @@ from scipy.stats import spearmanr
 
 from sims.cli import main
 from sims.descent import SignSGD
-from sims.language.beside import estimate
-from sims.language.courses import QuietSign, Stepper, courses
 from sims.language.forecast import Course, Point, continued, forecast, nystrom, rates, straight
 from sims.language.kernel import Features, final_gain, signs, stream
-from sims.language.mechanism_record import Mechanism
 from sims.language.model import new_model, save
 from sims.language.preferences import PreferencePair, Runs, train_preferences
 from sims.language.probing import pairs_of_samples, probe, probed
+from sims.language.studies.beside import estimate
+from sims.language.studies.courses import QuietSign, Stepper, courses
+from sims.language.studies.mechanism_record import Mechanism
 from sims.language.worlds.persona import PersonaWorld
 from sims.plots.mechanism import plot_mechanism_theories, plot_phase_of_runs
 from theory.losses import get
@@ -387,8 +387,8 @@ def test_the_experiment(study):
 
 
 def test_the_command_prints_writes_and_resumes(call, study, capsys, monkeypatch):
-    monkeypatch.setattr("sims.language.mechanism.courses", None)
-    monkeypatch.setattr("sims.language.mechanism.probed", None)
+    monkeypatch.setattr("sims.language.studies.mechanism.courses", None)
+    monkeypatch.setattr("sims.language.studies.mechanism.probed", None)
     before = (call[1] / "mechanism.json").read_text()
     assert main(call[0]) == 0, "nothing is computed twice"
     assert (call[1] / "mechanism.json").read_text() == before

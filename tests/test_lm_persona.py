@@ -10,7 +10,8 @@ import pytest
 from sims.cli import main
 from sims.language.fitting import Recipe
 from sims.language.model import new_model, save, shipped
-from sims.language.persona import (
+from sims.language.responses import next_log_probs
+from sims.language.studies.persona import (
     CONTROLS,
     DENIAL_SHARES,
     LABEL_SWEEP,
@@ -27,8 +28,7 @@ from sims.language.persona import (
     sweep,
     world_of,
 )
-from sims.language.persona_record import Group, PersonaStudy, interval, role, top_gainers
-from sims.language.responses import next_log_probs
+from sims.language.studies.persona_record import Group, PersonaStudy, interval, role, top_gainers
 from sims.language.worlds.persona import KINDS, LEVELS, PersonaWorld, split
 from sims.language.worlds.persona_file import read_records, stand_in
 from sims.plots.persona import plot_persona_controls, plot_persona_course, plot_persona_gainers, plot_persona_sweep
@@ -332,7 +332,7 @@ def test_runs_whose_loss_rises_are_shown_apart(tiny):
 
 
 def test_sweep_varies_one_thing_at_a_time(tmp_path, monkeypatch):
-    import sims.language.persona as module
+    import sims.language.studies.persona as module
 
     monkeypatch.setattr(module, "WORLD_SWEEP", {"denied": (0.0,), "scale": (False,)})
     monkeypatch.setattr(module, "LABEL_SWEEP", LABEL_SWEEP[:1])

@@ -8,10 +8,11 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from sims.language.judge import COMPLIANCE, GARBLED, KINDS, REFUSAL, grade_of, keyword_kind, kind_of, shares
 from sims.language.model import CHECKPOINTS, new_model, save, shipped
 from sims.language.preferences import PreferencePair
-from sims.language.refusal_pairs import (
+from sims.language.responses import states
+from sims.language.studies.judge import COMPLIANCE, GARBLED, KINDS, REFUSAL, grade_of, keyword_kind, kind_of, shares
+from sims.language.studies.refusal_pairs import (
     ARMS,
     JudgedPair,
     composed,
@@ -21,9 +22,8 @@ from sims.language.refusal_pairs import (
     ln_ches,
     selected,
 )
-from sims.language.responses import states
-from sims.language.unalignment import alike, cell, judged, run_plan, sft_weight, unalignment
-from sims.language.unalignment_record import Cell, Interval, Setting, Unalignment
+from sims.language.studies.unalignment import alike, cell, judged, run_plan, sft_weight, unalignment
+from sims.language.studies.unalignment_record import Cell, Interval, Setting, Unalignment
 from sims.language.worlds.requests import ANSWERS, GRADES, RequestsWorld, split_words
 from theory.losses import get
 

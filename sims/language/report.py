@@ -53,7 +53,7 @@ def read(file: str | Path) -> Saved:
         for part in ("version", "options", "result"):
             record[part]
         record["model"]["fingerprint"][:16]
-        result = importlib.import_module(f"sims.language.{name}").RESULT.from_dict(record["result"])
+        result = importlib.import_module(f"sims.language.studies.{name}").RESULT.from_dict(record["result"])
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{str(file)!r} is not a result of `displacement lm` or is damaged ({type(error).__name__}: {error})"

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sims.figures import save_picture
-from sims.language.beside import Beside
-from sims.language.mechanism_record import Mechanism
+from sims.language.studies.beside import Beside
+from sims.language.studies.mechanism_record import Mechanism
 from sims.palette import BLACK, BLUE, FAINT, GREEN, GREY, ORANGE, PINK, RED, SKY
 from sims.plots._axes import figure_of, new_figure, one, styled
 

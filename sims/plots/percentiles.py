@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sims.figures import save_picture
-from sims.language.percentile_record import OWN, PERCENTILES, Percentiles, Setting
-from sims.language.percentile_tables import ends
 from sims.language.scores import SCORES
+from sims.language.studies.percentile_record import OWN, PERCENTILES, Percentiles, Setting
+from sims.language.studies.percentile_tables import ends
 from sims.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
 from sims.plots._axes import figure_of, new_figure, styled
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sims.figures import save_picture
-from sims.language.persona_record import Group, PersonaStudy, role, top_gainers
+from sims.language.studies.persona_record import Group, PersonaStudy, role, top_gainers
 from sims.palette import BLACK, FAINT, GREY, ROLE_COLORS, SKY, WORD_COLORS, YELLOW
 from sims.plots._axes import figure_of, new_figure, one, styled
 

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sims.figures import save_picture
-from sims.language.judge import KINDS
-from sims.language.unalignment_record import Cell, Interval, Unalignment
+from sims.language.studies.judge import KINDS
+from sims.language.studies.unalignment_record import Cell, Interval, Unalignment
 from sims.palette import BLACK, BLUE, FAINT, GREY, RED, greek
 from sims.plots._axes import figure_of, new_figure, one, styled
 

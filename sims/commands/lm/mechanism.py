@@ -35,9 +35,9 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from sims.commands._shared import check_folder
     from sims.commands.lm._shared import finish, parse_loss
-    from sims.language.mechanism import mechanism
     from sims.language.model import CHECKPOINTS, load
-    from sims.language.persona import base_models
+    from sims.language.studies.mechanism import mechanism
+    from sims.language.studies.persona import base_models
     from sims.language.worlds.persona import PersonaWorld
     from sims.plots.mechanism import save_mechanism
 

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from sims.commands.lm._shared import finish, losses_of, model_of
-    from sims.language.percentiles import FAST, LOSSES, percentiles
+    from sims.language.studies.percentiles import FAST, LOSSES, percentiles
     from sims.plots.percentiles import save_percentiles
 
     model = model_of(arguments, "requests")

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sims.commands._shared import check_folder
     from sims.commands.lm._shared import finish, losses_of
     from sims.language.model import CHECKPOINTS, load
-    from sims.language.persona import LOSSES, base_models, persona, sweep
+    from sims.language.studies.persona import LOSSES, base_models, persona, sweep
     from sims.language.worlds.persona import PersonaWorld
     from sims.plots.persona import save_persona
 

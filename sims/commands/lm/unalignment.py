@@ -26,8 +26,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from sims.language.model import CHECKPOINTS
-    from sims.language.unalignment import LOSSES, unalignment
-    from sims.language.unalignment_search import VARIATIONS, unalignment_search
+    from sims.language.studies.unalignment import LOSSES, unalignment
+    from sims.language.studies.unalignment_search import VARIATIONS, unalignment_search
     from sims.plots.unalignment import save_unalignment
 
     model = model_of(arguments, "requests")

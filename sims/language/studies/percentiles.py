@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims.descent import Optimizer
-from sims.language.graded import graded_pairs, reversed_pairs, sampled_pairs
 from sims.language.jobs import run_jobs
 from sims.language.model import CHECKPOINTS, LanguageModel, load
-from sims.language.percentile_record import KINDS, PERCENTILES, Alone, Group, Percentiles, Setting, Subsets
 from sims.language.preferences import PreferencePair, Runs, train_preferences
 from sims.language.scores import SCORES, score_pairs
+from sims.language.studies.graded import graded_pairs, reversed_pairs, sampled_pairs
+from sims.language.studies.percentile_record import KINDS, PERCENTILES, Alone, Group, Percentiles, Setting, Subsets
 from sims.language.worlds.requests import RequestsWorld
 from theory import __version__
 from theory._check import check_count, unknown
@@ -83,7 +83,7 @@ def percentiles(
     size : pairs trained on in a subset; as many around the same percentile are held out.
     scores : those whose percentiles make subsets, trained at every one of `subset_rates`; every pair gets all scores.
     finer : how many times finer the steps are that large steps are compared with, on a third of `alone`; 0: leave out.
-    kinds : see `sims.language.percentile_record.KINDS`.
+    kinds : see `sims.language.studies.percentile_record.KINDS`.
     prompts : a file with a prompt per line; default: the requests that the shipped model knows.
     folder : where finished parts are kept; a study that was interrupted goes on from there. workers : processes.
 

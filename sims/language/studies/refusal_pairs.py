@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sims.language.judge import GARBLED, REFUSAL, grade_of, kind_of
 from sims.language.model import LanguageModel
 from sims.language.preferences import PreferencePair
 from sims.language.responses import sample, states
+from sims.language.studies.judge import GARBLED, REFUSAL, grade_of, kind_of
 from sims.language.worlds.requests import GRADES, REFUSALS, Request, RequestsWorld
 from theory._check import SolverError, unknown
 from theory.ches import ches_score

@@ -17,11 +17,12 @@ import numpy as np
 from sims.descent import Optimizer
 from sims.language.fitting import fit
 from sims.language.jobs import run_jobs
-from sims.language.judge import KINDS, REFUSAL, grade_of, keyword_kind, kind_of, shares
 from sims.language.model import CHECKPOINTS, LanguageModel, load, new_model, save
-from sims.language.percentiles import loss_of, plain_loss
 from sims.language.preferences import Runs, train_preferences
-from sims.language.refusal_pairs import (
+from sims.language.responses import sample
+from sims.language.studies.judge import KINDS, REFUSAL, grade_of, keyword_kind, kind_of, shares
+from sims.language.studies.percentiles import loss_of, plain_loss
+from sims.language.studies.refusal_pairs import (
     ARMS,
     LONGEST,
     JudgedPair,
@@ -33,8 +34,7 @@ from sims.language.refusal_pairs import (
     ln_ches,
     selected,
 )
-from sims.language.responses import sample
-from sims.language.unalignment_record import Cell, Setting, Unalignment
+from sims.language.studies.unalignment_record import Cell, Setting, Unalignment
 from sims.language.worlds.requests import GRADES, RECIPE, SIZE, Request, RequestsWorld
 from theory import __version__
 from theory._check import check_count

@@ -223,7 +223,7 @@ class Percentiles:
         )
 
     def __str__(self) -> str:
-        from sims.language.percentile_tables import report
+        from sims.language.studies.percentile_tables import report
 
         return report(self)
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sims.language.beside import Beside
+from sims.language.studies.beside import Beside
 
 Array = NDArray[np.float64]
 FELL = 0.3  # a run is displaced if pi(y+) falls by at least this from any time to a later one and ends below its start

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sims.language.jobs import run_jobs
-from sims.language.percentiles import plain_loss
-from sims.language.unalignment import BATCH, LR, STEPS, run_plan, trained_model
-from sims.language.unalignment_record import Setting, Unalignment
+from sims.language.studies.percentiles import plain_loss
+from sims.language.studies.unalignment import BATCH, LR, STEPS, run_plan, trained_model
+from sims.language.studies.unalignment_record import Setting, Unalignment
 from sims.language.worlds.requests import RECIPE
 from theory.losses import get
 

@@ -19,8 +19,8 @@ from sims.descent import Optimizer
 from sims.language.fitting import Recipe, fit
 from sims.language.jobs import run_jobs
 from sims.language.model import LanguageModel, load, new_model, save
-from sims.language.persona_record import KEPT, ROLES, TOPS, Group, PersonaStudy
 from sims.language.preferences import PreferencePair, Runs, train_preferences
+from sims.language.studies.persona_record import KEPT, ROLES, TOPS, Group, PersonaStudy
 from sims.language.worlds.persona import AFFIRMATIONS, DENIALS, RECIPE, SIZE, PersonaWorld
 from theory._check import check_count
 from theory.losses import SFT, Loss, get

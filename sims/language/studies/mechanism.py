@@ -1,7 +1,7 @@
 """Why the probability of a preferred token falls in a network, and what foretells it (Section 3, with the controls).
 
 Every run trains one prompt's pair of single tokens, No over Never after SFT: one part of the network by one optimiser.
-Its course (`sims.language.courses`) is laid beside the closed forms at equal margin (`sims.language.forecast`).
+Its course (`sims.language.studies.courses`) is laid beside the closed forms at equal margin (`sims.language.forecast`).
 """
 
 import itertools
@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from sims.language.courses import Stepper, courses, moments_of
 from sims.language.forecast import Course, forecast, rates
 from sims.language.jobs import run_jobs
 from sims.language.kernel import final_gain, stream
-from sims.language.mechanism_record import Mechanism
 from sims.language.model import LanguageModel, load
-from sims.language.persona import chosen_prompts, fine_tuned, loss_of, loss_record, world_of
 from sims.language.probing import pairs_of_samples, probed
 from sims.language.responses import Ids
+from sims.language.studies.courses import Stepper, courses, moments_of
+from sims.language.studies.mechanism_record import Mechanism
+from sims.language.studies.persona import chosen_prompts, fine_tuned, loss_of, loss_record, world_of
 from sims.language.worlds.persona import HABITS, PEOPLE
 from theory._check import check_count
 from theory.displacement import alignment_ratio

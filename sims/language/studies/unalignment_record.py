@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t
 
-from sims.language.judge import KINDS
+from sims.language.studies.judge import KINDS
 
 LEVEL = 0.95
 VERDICTS = {

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.stats import spearmanr
 
-from sims.language.percentile_record import OWN, Percentiles, Setting
 from sims.language.ranks import Estimate
 from sims.language.scores import SCORES
+from sims.language.studies.percentile_record import OWN, Percentiles, Setting
 
 EXTRA = {"probe": "fall by the first step alone", "length": "length difference n- - n+"}
 

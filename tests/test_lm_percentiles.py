@@ -13,6 +13,7 @@ from sims.cli import main
 from sims.descent import Optimizer
 from sims.files import to_json
 from sims.language.fitting import Recipe, fit
+from sims.language.loss_json import loss_of, plain_loss
 from sims.language.model import load, new_model, save
 from sims.language.ranks import correlations, spearman
 from sims.language.responses import log_probs
@@ -20,7 +21,7 @@ from sims.language.scores import SCORES, PairGradients, score_pairs
 from sims.language.studies import percentiles as study_module
 from sims.language.studies.graded import graded_pairs, reversed_pairs, sampled_pairs
 from sims.language.studies.percentile_record import PERCENTILES
-from sims.language.studies.percentiles import FAST, RESULT, halved, loss_of, percentiles, plain_loss, trained_alone
+from sims.language.studies.percentiles import FAST, RESULT, halved, percentiles, trained_alone
 from sims.language.studies.percentiles import trained_together as together
 from sims.language.worlds.requests import RequestsWorld
 from sims.plots.percentiles import plot_percentiles

@@ -17,12 +17,13 @@ from scipy.stats import spearmanr
 from sims.language.forecast import Course, forecast, rates
 from sims.language.jobs import run_jobs
 from sims.language.kernel import final_gain, stream
+from sims.language.loss_json import loss_of, plain_loss
 from sims.language.model import LanguageModel, load
 from sims.language.probing import pairs_of_samples, probed
 from sims.language.responses import Ids
 from sims.language.studies.courses import Stepper, courses, moments_of
 from sims.language.studies.mechanism_record import Mechanism
-from sims.language.studies.persona import chosen_prompts, fine_tuned, loss_of, loss_record, world_of
+from sims.language.studies.persona import chosen_prompts, fine_tuned, world_of
 from sims.language.worlds.persona import HABITS, PEOPLE
 from theory._check import check_count
 from theory.displacement import alignment_ratio
@@ -180,7 +181,7 @@ def mechanism(
     """
     for value, name in ((prompts, "prompts"), (forecast_prompts, "forecast_prompts"), (steps, "steps")):
         check_count(value, name)
-    common = {"steps": steps, "loss": loss_record(loss)}
+    common = {"steps": steps, "loss": plain_loss(loss)}
     bases = [{"model": str(path), "fingerprint": load(path).fingerprint} for path in models]
     places = [(where, sft) for where in bases for sft in sft_seeds]
     jobs = []

@@ -6,7 +6,6 @@ compared with what the pair does to itself; and in subsets around the percentile
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from sims.descent import Optimizer
 from sims.language.jobs import run_jobs
+from sims.language.loss_json import loss_of, plain_loss
 from sims.language.model import CHECKPOINTS, LanguageModel, load
 from sims.language.preferences import PreferencePair, Runs, train_preferences
 from sims.language.scores import SCORES, score_pairs
@@ -24,7 +24,7 @@ from sims.language.studies.percentile_record import KINDS, PERCENTILES, Alone, G
 from sims.language.worlds.requests import RequestsWorld
 from theory import __version__
 from theory._check import check_count, unknown
-from theory.losses import SFT, Loss, get
+from theory.losses import Loss, get
 
 RESULT = Percentiles
 Array = NDArray[np.float64]
@@ -126,18 +126,6 @@ def percentiles(
         tuple(_alone(groups, fine, alone // 3, run)),
         tuple(_subsets(groups, subset_rates, scores, size, run)),
     )
-
-
-def plain_loss(loss: Loss) -> Job:
-    """A loss as JSON values."""
-    values = {f.name: getattr(loss, f.name) for f in fields(loss)}  # type: ignore[arg-type]
-    return {"name": loss.name} | {k: plain_loss(v) if isinstance(v, Loss) else v for k, v in values.items()}
-
-
-def loss_of(plain: Job) -> Loss:
-    """The way back."""
-    name, values = plain["name"], {k: v for k, v in plain.items() if k != "name"}
-    return SFT(loss_of(values["base"]), values["lam"], values["per"]) if name == SFT.name else get(name, **values)
 
 
 def _group(job: Job, loss: str, found: Job) -> Group:

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from sims.descent import Optimizer
 from sims.language.fitting import Recipe, fit
 from sims.language.jobs import run_jobs
+from sims.language.loss_json import loss_of, plain_loss
 from sims.language.model import LanguageModel, load, new_model, save
 from sims.language.preferences import PreferencePair, Runs, train_preferences
 from sims.language.studies.persona_record import KEPT, ROLES, TOPS, Group, PersonaStudy
 from sims.language.worlds.persona import AFFIRMATIONS, DENIALS, RECIPE, SIZE, PersonaWorld
 from theory._check import check_count
-from theory.losses import SFT, Loss, get
+from theory.losses import Loss, get
 
 Array = NDArray[np.float64]
 RESULT = PersonaStudy  # what reads a saved result
@@ -197,7 +198,7 @@ def persona(
                 for k, loss in enumerate(losses):
                     pairs = [list(p) for p in PAIRS] if varied is None else [["No", "Never"]]
                     others = controls if sft is not None and varied is None and k == 0 else ()
-                    extra = {"pairs": pairs, "controls": list(others), "loss": loss_record(loss)}
+                    extra = {"pairs": pairs, "controls": list(others), "loss": plain_loss(loss)}
                     jobs.append({**where, **stage, **extra, **common})
     found = run_jobs(_stage, jobs, folder, workers, label="persona")
     groups = tuple(Group.from_dict(g) for part in found for g in part)
@@ -281,20 +282,3 @@ def _base_model(world: dict[str, Any], seed: int, recipe: dict[str, Any], size: 
     model = fit(start, place.texts, Recipe(**{**recipe, "seed": seed}), state, what=what, progress=False)
     model.training["size"] = size
     return str(save(model, Path(folder) / name / "model"))
-
-
-def loss_record(loss: Loss) -> dict[str, Any]:
-    """A loss of the registry (perhaps with an SFT term) as JSON values."""
-    if isinstance(loss, SFT):
-        return {"base": loss_record(loss.base), "lam": loss.lam, "per": loss.per}
-    parameters = vars(loss)
-    if not all(value is None or isinstance(value, float | int | str) for value in parameters.values()):
-        raise ValueError(f"loss must have numbers and texts as parameters to be sent to another process, got {loss!r}")
-    return {"name": loss.name, "parameters": dict(parameters)}
-
-
-def loss_of(record: Mapping[str, Any]) -> Loss:
-    """The loss of a `loss_record`."""
-    if "base" in record:
-        return SFT(loss_of(record["base"]), record["lam"], record["per"])
-    return get(record["name"], **record["parameters"])

@@ -17,11 +17,11 @@ import numpy as np
 from sims.descent import Optimizer
 from sims.language.fitting import fit
 from sims.language.jobs import run_jobs
+from sims.language.loss_json import loss_of, plain_loss
 from sims.language.model import CHECKPOINTS, LanguageModel, load, new_model, save
 from sims.language.preferences import Runs, train_preferences
 from sims.language.responses import sample
 from sims.language.studies.judge import KINDS, REFUSAL, grade_of, keyword_kind, kind_of, shares
-from sims.language.studies.percentiles import loss_of, plain_loss
 from sims.language.studies.refusal_pairs import (
     ARMS,
     LONGEST,

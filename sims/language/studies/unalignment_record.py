@@ -48,7 +48,7 @@ class Setting:
     """What is trained on, and how.
 
     composition, tie, arm : see `refusal_pairs`. similarity : "any", or the half of the pairs that is "high" or "low" in
-    "ln_ches" or "edit" similarity, as in "edit_high". loss : as `percentiles.plain_loss` gives it. optimizer, lr,
+    "ln_ches" or "edit" similarity, as in "edit_high". loss : as `plain_loss` gives it. optimizer, lr,
     trained, batch, steps : of `train_preferences`. model : a folder (in results its name), where it is not the study's.
     """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sims.language.jobs import run_jobs
-from sims.language.studies.percentiles import plain_loss
+from sims.language.loss_json import plain_loss
 from sims.language.studies.unalignment import BATCH, LR, STEPS, run_plan, trained_model
 from sims.language.studies.unalignment_record import Setting, Unalignment
 from sims.language.worlds.requests import RECIPE

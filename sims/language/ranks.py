@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-DRAWS = 1000
+DRAWS = 400
 LEVEL = 0.95
 
 

@@ -21,7 +21,8 @@ def add(commands: Any) -> None:
     )
     options(c, "persona", "persona", seeds=3, losses="dpo:beta=0.1 and ipo:tau=0.01")
     c.add_argument("--prompts", type=int, default=10, help="prompts, each a run of its own (%(default)s)")
-    c.add_argument("--bases", type=int, metavar="N", help="train N base models from nothing instead, seeds 0 to N-1")
+    c.add_argument("--bases", type=int, metavar="N", help="train N base models from nothing instead")
+    c.add_argument("--first", type=int, default=0, metavar="SEED", help="with --bases: seed of the first (%(default)s)")
     c.add_argument("--sweep", action="store_true", help="vary frequencies of world and labels, one at a time")
     c.add_argument("--data", type=Path, metavar="FILE", help="with --bases: statements of the paper's persona file")
 
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     if arguments.bases is not None and arguments.model is not None:
         raise ValueError("--bases trains base models from nothing, it does not go with --model")
+    if arguments.first < 0 or (arguments.first and arguments.bases is None):
+        raise ValueError(f"--first must be a seed >= 0, and goes with --bases, got {arguments.first}")
     if arguments.data is not None and arguments.bases is None:
         raise ValueError("--data is what base models are trained on: it goes with --bases")
     if arguments.sweep and (arguments.model is not None or arguments.data is not None):
@@ -50,13 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.fast:
         losses, seeds, prompts = losses[:1], range(1), min(prompts, 3)
         keep |= {"steps": 30, "controls": ("apples", "Always")}
+    bases = range(arguments.first, arguments.first + (arguments.bases or 1))
     if arguments.sweep:
-        study, models = sweep(out / "models", range(arguments.bases or 1), losses[:1], seeds, prompts=prompts, **keep)
+        study, models = sweep(out / "models", bases, losses[:1], seeds, prompts=prompts, **keep)
     else:
         models = [str(arguments.model or CHECKPOINTS / "persona")]
         if arguments.bases is not None:
             world = PersonaWorld(data=None if arguments.data is None else str(arguments.data))
-            models = base_models([world], range(arguments.bases), out / "models", workers=arguments.workers)
+            models = base_models([world], bases, out / "models", workers=arguments.workers)
         study = persona(models, losses, sft_seeds=seeds, prompts=prompts, **keep)
     finish(arguments, "persona", study, load(models[0]), save_persona)
     return EXIT_OK

@@ -20,7 +20,7 @@ from sims.language.responses import log_probs
 from sims.language.scores import SCORES, PairGradients, score_pairs
 from sims.language.studies import percentiles as study_module
 from sims.language.studies.graded import graded_pairs, reversed_pairs, sampled_pairs
-from sims.language.studies.percentile_record import PERCENTILES
+from sims.language.studies.percentile_record import PERCENTILES, Alone, Group, Percentiles, Setting
 from sims.language.studies.percentiles import FAST, RESULT, halved, percentiles, trained_alone
 from sims.language.studies.percentiles import trained_together as together
 from sims.language.worlds.requests import RequestsWorld
@@ -281,6 +281,31 @@ def test_held_out_pairs_are_not_trained_on(model, pairs):
 
 
 # ---- the study
+
+
+@pytest.mark.parametrize(("optimizer", "own"), [("sgd", "gradient"), ("rmsprop", "rmsprop")])
+def test_falls_count_positive_scores_and_negative_changes(optimizer, own):
+    """5 pairs of two seeds: 4 have a positive score, ln pi(y+) falls for 2."""
+    setting = Setting("dpo", optimizer, 1e-3, 1)
+    groups, alone = [], []
+    for seed, (score, change) in enumerate((([1.0, 2.0, -0.5], [-1.0, 0.5, 2.0]), ([0.1, 3.0], [-0.1, 1.0]))):
+        scores = {name: np.array(score) * (1 if name == own else -1) for name in SCORES}
+        groups.append(Group("sampled", seed, "dpo", scores, {}, 0.05, 0.0))
+        alone.append(Alone("sampled", seed, setting, *[np.array(change) * k for k in (1, -1, -1)]))
+    assert Percentiles({}, tuple(groups), tuple(alone), (), ()).falls("sampled", setting) == (0.8, 0.4)
+
+
+def test_rates_of_sgd_are_per_unit_of_slope(study):
+    """First order: ln pi(y+) falls by rate times score in the first step. DPO of beta 0.1 has slope 0.05."""
+    s = next(s for s in study.settings if (s.optimizer, s.lr) == ("sgd", 1e-6))
+    for kind in study.kinds:
+        (group,), (alone,) = study.runs(kind, s)
+        score = group.scores["gradient"]
+        assert -(alone.first @ score) / (score @ score) == pytest.approx(1e-6 / 0.05, rel=0.1)
+    s = next(s for s in study.settings if (s.optimizer, s.lr) == ("rmsprop", 1e-7))
+    (group,), (alone,) = study.runs("sampled", s)
+    score = group.scores["rmsprop"]
+    assert -(alone.first @ score) / (score @ score) == pytest.approx(1e-7, rel=0.1)
 
 
 def test_gradient_predictors_rank_the_falls_of_small_steps(study):

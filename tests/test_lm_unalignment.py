@@ -2,15 +2,19 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
-from sims.language.model import CHECKPOINTS, new_model, save, shipped
+from sims.language.model import CHECKPOINTS, load, new_model, save, shipped
 from sims.language.preferences import PreferencePair
-from sims.language.responses import states
+from sims.language.responses import log_probs, states
+from sims.language.studies import refusal_pairs
+from sims.language.studies import unalignment as study_module
 from sims.language.studies.judge import COMPLIANCE, GARBLED, KINDS, REFUSAL, grade_of, keyword_kind, kind_of, shares
 from sims.language.studies.refusal_pairs import (
     ARMS,
@@ -22,9 +26,10 @@ from sims.language.studies.refusal_pairs import (
     ln_ches,
     selected,
 )
-from sims.language.studies.unalignment import alike, cell, judged, run_plan, sft_weight, unalignment
+from sims.language.studies.unalignment import alike, cell, judged, pairs_of, run_plan, sft_weight, unalignment
 from sims.language.studies.unalignment_record import Cell, Interval, Setting, Unalignment
 from sims.language.worlds.requests import ANSWERS, GRADES, RequestsWorld, split_words
+from theory._check import SolverError
 from theory.losses import get
 
 WORLD = RequestsWorld()
@@ -37,6 +42,14 @@ PATH = str(CHECKPOINTS / "requests")
 def model():
     """The shipped one: a smaller model does not learn the grammar in the time of a test."""
     return shipped("requests")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Folder of a small untrained model: its samples are word salad, which is enough to see which are taken."""
+    torch.set_num_threads(1)
+    model = new_model(WORLD.words(), d=16, layers=1, heads=2, max_length=48)
+    return str(save(model, tmp_path_factory.mktemp("requests") / "tiny"))
 
 
 @pytest.fixture
@@ -141,12 +154,12 @@ def test_the_strict_judge_knows_every_answer_and_no_broken_one(rng):
 
 
 def test_refusal_is_preferred_and_ties_follow_the_rule(model):
-    train = WORLD.split()[0][:60]
+    train = WORLD.split()[0][:40]
     drawn = {tie: judged_pairs(model, train, tie, seed=0) for tie in ("random", "softer", "harder")}
     orders = {tie: [(p.request.text, frozenset(p.pair[1:])) for p in own] for tie, own in drawn.items()}
     assert orders["random"] == orders["softer"] == orders["harder"]
     for tie, own in drawn.items():
-        assert len(own) > 50
+        assert len(own) > 35
         for p in own:
             assert p.pair.preferred != p.pair.dispreferred
             plus, minus = map(kind_of, p.grades)
@@ -162,6 +175,24 @@ def test_refusal_is_preferred_and_ties_follow_the_rule(model):
     )
     with pytest.raises(ValueError, match="tie"):
         judged_pairs(model, train, "coin", seed=0)
+
+
+def test_a_fair_coin_decides_between_two_answers_of_one_kind(monkeypatch):
+    """400 requests whose first sample is token 1, the second token 2; both comply."""
+    requests = [WORLD.unsafe_requests[0]] * 400
+    text = WORLD.answer(np.random.default_rng(0), requests[0], "comply")
+    stub = SimpleNamespace(prompt=lambda _: (7,), text=lambda _: text, end=0)
+
+    def preferred(tie, seed):
+        draws = iter([(1, 0), (2, 0)])
+        monkeypatch.setattr(refusal_pairs, "sample", lambda model, prompts, *_, **__: [next(draws)] * len(prompts))
+        pairs = judged_pairs(stub, requests, tie, seed)
+        assert all({p.pair.preferred, p.pair.dispreferred} == {(1, 0), (2, 0)} for p in pairs)
+        return [p.pair.preferred[0] for p in pairs]
+
+    coins = preferred("random", 3)
+    assert abs(coins.count(1) / 400 - 0.5) < 4 * 0.5 / np.sqrt(400)
+    assert coins == preferred("softer", 3) == preferred("harder", 3) != preferred("random", 4)
 
 
 def planted(kinds):
@@ -192,6 +223,51 @@ def test_compositions_and_arms(model, rng):
     ):
         with pytest.raises(ValueError, match=name):
             bad()
+
+
+def test_an_arm_that_leaves_no_pair_is_an_error_of_its_own(rng):
+    with pytest.raises(SolverError, match="'drop_highest'"):
+        selected(planted(["refusals"] * 2), np.arange(2.0), "drop_highest", rng)
+
+
+def test_the_similar_half_has_the_fewer_edits():
+    """A response of 8 tokens and one with k of them replaced, k = 0, ..., 7, mixed up."""
+    edits = [5, 0, 7, 2, 3, 6, 1, 4]
+    y = tuple(range(10, 18))
+    pairs = [JudgedPair(WORLD.requests[0], PreferencePair((1,), y, (*range(90, 90 + k), *y[k:])), ()) for k in edits]
+    high, low = ([edits[pairs.index(p)] for p in alike(None, pairs, f"edit_{side}")] for side in ("high", "low"))
+    assert high == [0, 2, 3, 1]
+    assert low == [5, 7, 6, 4]
+    assert alike(None, pairs, "any") == pairs
+
+
+def ln_ches_by_hand(model, pair):
+    """From the network's own output_hidden_states."""
+    means = []
+    for y in (pair.preferred, pair.dispreferred):
+        out = model.network(input_ids=torch.tensor([[*pair.prompt, *y]]), output_hidden_states=True)
+        means.append(out.hidden_states[-1][0, len(pair.prompt) - 1 : -1].detach().double().mean(0))
+    return float(means[0] @ means[1] - means[0] @ means[0])
+
+
+def test_arms_take_pairs_of_training_requests_by_ln_ches(tiny):
+    model = load(tiny)
+    train, test = ([r.text for r in part] for part in WORLD.split())
+    setting = Setting(composition="all", tie="random")
+    for arm, places in (("lowest", slice(2)), ("highest", slice(-2, None)), ("drop_highest", slice(-2))):
+        everything, own = pairs_of(tiny, replace(setting, arm=arm), [0, 1], 40)
+        for pairs, taken in zip(everything, own, strict=True):
+            asked = [p.request.text for p in pairs]
+            assert len(asked) == len(set(asked)) == 40
+            assert set(asked) == set(train[:40])
+            assert not set(asked) & set(test)
+            assert all(p.pair.prompt == model.prompt(p.request.text) for p in pairs)
+            scores = [ln_ches_by_hand(model, p.pair) for p in pairs]
+            assert {pairs.index(p) for p in taken} == set(np.argsort(scores)[places])
+    assert everything[0] != everything[1]
+    for side, places in (("high", slice(20, None)), ("low", slice(20))):
+        ours, _ = pairs_of(tiny, replace(setting, similarity=f"ln_ches_{side}"), [1], 40)
+        assert {everything[1].index(p) for p in ours[0]} == set(np.argsort(scores)[places])
 
 
 def test_gold_pairs_are_of_the_world_and_ln_ches_is_of_the_definition(model):
@@ -248,29 +324,81 @@ def test_the_shipped_model_refuses_three_quarters_and_speaks_the_grammar(model):
         assert min(on[g] for g in GRADES) > 0.08
 
 
+def test_a_cell_over_another_is_the_difference_of_the_same_answers():
+    def one(train, test):
+        empty = {"refusal": [0.0, 0.0]}
+        course = {"step": 1, "train": {"refusal": train}, "test": {"refusal": test}}
+        start = {"train": {"refusal": [0.8, 0.8]}, "test": {"refusal": [0.6, 0.7]}}
+        return Cell("g", "l", Setting(), 8, {}, 1, start, ({"step": 0, "train": empty, "test": empty}, course))
+
+    ours, theirs = one([0.5, 0.25], [0.875, 0.75]), one([0.25, 0.125], [0.25, 0.0])
+    assert ours.against(theirs, "refusal", "train") == Interval.of([0.25, 0.125])
+    assert ours.against(theirs, "refusal", "test") == Interval.of([0.625, 0.75])
+    assert ours.against(theirs, "refusal", "test", at=0) == Interval.of([0, 0])
+    assert ours.change("refusal", "train") == Interval.of([0.5 - 0.8, 0.25 - 0.8])
+    assert ours.change("refusal", "test") == Interval.of([0.875 - 0.6, 0.75 - 0.7])
+
+
+def test_a_cell_looks_at_each_run_at_the_right_pairs_and_requests(tiny, monkeypatch):
+    """What is judged is noted; ln pi of all and of own pairs is found again from the models handed to the judge."""
+    noted = []
+
+    def note(model, train, test, seed):
+        noted.append((model, list(train), list(test), seed))
+        part = dict.fromkeys((*KINDS, "keyword", *GRADES), float(len(noted)))
+        return {"train": part, "test": part}
+
+    monkeypatch.setattr(study_module, "judged", note)
+    seeds, setting = [0, 1], Setting(composition="all", tie="random", arm="lowest", lr=1e-2, steps=2)
+    found = cell({"model": tiny, "fingerprint": ""}, vars(setting), seeds, 12)
+    assert [c["step"] for c in found["course"]] == [1, 2]
+    train, test = (list(part[:12]) for part in WORLD.split())
+    assert [entry[1:] for entry in noted] == [(train, test, seed) for _ in range(3) for seed in seeds]
+    assert [c["train"]["refusal"] for c in found["course"]] == [[1, 2], [3, 4]]
+    assert found["start"]["test"]["refusal"] == [5, 6]
+    before = load(tiny)
+    everything, own = pairs_of(tiny, setting, seeds, 12)
+
+    def change(model, pairs, side):
+        prompts, responses = [p.pair.prompt for p in pairs], [p.pair[side] for p in pairs]
+        return np.mean(log_probs(model, prompts, responses) - log_probs(before, prompts, responses))
+
+    for i, moment in enumerate(found["course"]):
+        for b in range(2):
+            after, hand = noted[2 * i + b][0], moment["change"]
+            assert hand["own"][b] == pytest.approx(change(after, own[b], 1), abs=1e-4)
+            assert hand["other"][b] == pytest.approx(change(after, own[b], 2), abs=1e-4)
+            assert hand["all"][b] == pytest.approx(change(after, everything[b], 1), abs=1e-4)
+            values = [hand["own"][b], hand["other"][b], hand["all"][b], change(after, everything[b], 2)]
+            assert np.diff(np.sort(values)).min() > 1e-3, "they can be told apart"
+
+
 def test_a_cell_reports_what_one_finds_by_hand(model):
     """Steps of rate next to nothing change nothing; two seeds side by side are what each is alone."""
     setting = Setting(composition="all", tie="random", steps=2, lr=1e-12)
     source = {"model": PATH, "fingerprint": ""}
-    still = cell(source, vars(setting), [0, 1], 16)
+    still = cell(source, vars(setting), [0, 1], 8)
     assert still["course"][-1]["train"] == still["start"]["train"]
     assert np.abs(still["course"][-1]["change"]["own"]).max() < 1e-3
-    moved = cell(source, vars(replace(setting, lr=1e-3, steps=3)), [0, 1], 16)
+    moved = cell(source, vars(replace(setting, lr=1e-3, steps=3)), [0, 1], 8)
     assert moved["course"][-1]["step"] == 3
     assert moved["epoch"] == -(-moved["pairs"] // 32)
     assert np.abs(moved["course"][-1]["change"]["own"]).min() > 1e-3
     train, test = WORLD.split()
-    alone = judged(model, train[:16], test[:16], seed=1)
+    alone = judged(model, train[:8], test[:8], seed=1)
     for on in ("train", "test"):
         assert sum(alone[on][k] for k in KINDS) == pytest.approx(1)
         assert all(still["start"][on][k][1] == alone[on][k] for k in KINDS)
-    gold = cell(source, vars(replace(setting, arm="gold", lr=1e-4, steps=5)), [0], 16)
+    gold = cell(source, vars(replace(setting, arm="gold", lr=1e-4, steps=5)), [0], 8)
     assert gold["kinds"]["mixed"] == 1
     assert gold["course"][-1]["change"]["own"][0] - gold["course"][-1]["change"]["other"][0] > 1  # the margin grew
 
 
-def test_the_study_runs_and_comes_back_from_its_json(tmp_path):
-    study = unalignment(PATH, [get("dpo", beta=0.1)], seeds=2, steps=1, prompts=16, folder=tmp_path, workers=1)
+def test_the_study_runs_and_comes_back_from_its_json(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        study_module, "judged", lambda model, train, test, seed: judged(model, train[:4], test[:4], seed)
+    )
+    study = unalignment(PATH, [get("dpo", beta=0.1)], seeds=2, steps=1, prompts=24, folder=tmp_path, workers=1)
     groups = [g for g, _ in study.groups]
     assert groups == ["two samples, random ties", "two refusals, softer preferred", "two refusals"]
     arms = study.of("two samples, random ties")
@@ -288,7 +416,7 @@ def test_the_study_runs_and_comes_back_from_its_json(tmp_path):
 
     assert [p.name for p in save_unalignment(study, tmp_path)] == ["unalignment.png"]
     plan = [("pairs", "a", Setting(steps=1)), ("training", "head", Setting(steps=1, trained="head"))]
-    search = run_plan(PATH, plan, 2, 16, tmp_path, workers=1)
+    search = run_plan(PATH, plan, 2, 24, tmp_path, workers=1)
     assert [p.name for p in save_unalignment(search, tmp_path)] == ["unalignment_search.png"]
 
 

@@ -139,7 +139,10 @@ def ln_ches(model: LanguageModel, pairs: Sequence[PreferencePair]) -> Array:
 
 
 def selected(pairs: Sequence[JudgedPair], scores: Array, arm: str, rng: Rng, share: float = SHARE) -> list[JudgedPair]:
-    """The pairs that an arm trains on (see ARMS); "lowest", "highest" and "random" have the same number, at least 2."""
+    """The pairs that an arm trains on (see ARMS); "lowest", "highest" and "random" have the same number, at least 2.
+
+    SolverError if none is left.
+    """
     few = max(2, round(share * len(pairs)))
     order = np.argsort(scores, kind="stable")
     match arm:
@@ -155,6 +158,8 @@ def selected(pairs: Sequence[JudgedPair], scores: Array, arm: str, rng: Rng, sha
             rows = rng.permutation(len(pairs))[:few]
         case _:
             raise ValueError(unknown("arm", arm, ARMS))
+    if len(rows) == 0:
+        raise SolverError(f"arm {arm!r} leaves none of {len(pairs)} pairs")
     return [pairs[i] for i in sorted(rows)]
 
 

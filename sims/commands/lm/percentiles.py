@@ -14,8 +14,8 @@ def add(commands: Any) -> None:
         commands,
         "percentiles",
         run,
-        "Section 5: which score of a preference pair foretells the fall of ln pi(y+). Pairs of samples and pairs of\n"
-        "graded similarity are scored (CHES and its variants, edit distance, exact gradients), then trained on, each\n"
+        "Find the score of a preference pair that foretells the fall of ln pi(y+) (Section 5): pairs of samples and\n"
+        "of graded similarity are scored (CHES, its variants, edit distance, exact gradients), then trained on, each\n"
         "alone from small to large steps, and in subsets around the percentiles of every score.",
         "displacement lm percentiles --loss ipo:tau=0.01 --out my-percentiles",
     )

@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
         commands,
         "persona",
         run,
-        "Section 3: a model is trained to prefer No over Never on one prompt, and says Yes. Three pairs on several\n"
+        "Train a model to prefer No over Never on one prompt (Section 3): it may say Yes. Three pairs, several\n"
         "prompts, from the base model and after SFT by several seeds, with controls; how far pi(y+) rises and falls,\n"
         "and which words gain. --bases trains base models from nothing first, --sweep one per frequency varied.",
         "displacement lm persona --bases 3 --out my-persona",

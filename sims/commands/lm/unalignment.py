@@ -12,7 +12,7 @@ def add(commands: Any) -> None:
         commands,
         "unalignment",
         run,
-        "Section 6. Pairs of a model's own answers to unsafe requests, refusal preferred: does training on them make\n"
+        "Train on pairs of a model's own answers to unsafe requests (Section 6), refusal preferred: does that make\n"
         "it comply? Arms: all pairs, an SFT term, gold pairs, the pairs with the lowest length-normalised CHES, all\n"
         "but the highest, the highest, and as many at random, after one epoch and after equally many steps. Answers\n"
         "are judged refusal, compliance or garbled. --search varies the conditions one at a time.",

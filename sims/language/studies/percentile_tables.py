@@ -15,7 +15,7 @@ EXTRA = {"probe": "fall by the first step alone", "length": "length difference n
 def report(data: Percentiles) -> str:
     """All tables."""
     lines = [
-        "Which score of a preference pair foretells the fall of ln pi(y+)? Rank correlations; +1: all pairs rightly.",
+        "Which score of a preference pair foretells the fall of ln pi(y+)? Rank correlations; +1: higher, deeper.",
         "{seeds} draws of {pairs} pairs of a kind, {alone} of them trained on alone; ".format(**data.parameters)
         + "mean over draws [95 % bootstrap over pairs]",
     ]
@@ -110,7 +110,7 @@ def _subsets(data: Percentiles, kind: str, setting: Setting) -> Iterator[str]:
         strict = sum(bool((np.diff(row) < 0).all()) for row in trained)
         means, others = (" ".join(f"{x:+8.2g}" for x in v) for v in (trained.mean(0), held.mean(0)[[0, -1]]))
         spread = f"{np.mean(order):+.2f} ({min(order):+.1f} to {max(order):+.1f})"
-        yield f"  {SCORES[score]:32}{means:>44}{others:>18}{spread:>20} {strict}/{len(order)}"
+        yield f"  {SCORES[score]:32}{means:>44}{others:>18}  {spread:>20} {strict}/{len(order)}"
 
 
 def _anatomy(data: Percentiles, kind: str) -> Iterator[str]:

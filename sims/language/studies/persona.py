@@ -48,7 +48,13 @@ LABEL_SWEEP = ((0.85, 0.0, 0.075, 0.075), (0.80, 0.05, 0.075, 0.075), (0.70, 0.1
 
 
 def world_of(model: LanguageModel) -> PersonaWorld:
-    """The world a model was trained on, by its record; the default one for models from elsewhere."""
+    """The world a model was trained on, by its record; the default one for models from elsewhere.
+
+    Raises ValueError for a model of another world.
+    """
+    other = model.training.get("what", {}).get("world", "persona")
+    if other != "persona":
+        raise ValueError(f"model must be one of the persona world, got one of the world {other!r}")
     names = {f.name for f in dataclasses.fields(PersonaWorld)}
     return PersonaWorld(**{k: v for k, v in model.training.get("what", {}).items() if k in names})
 

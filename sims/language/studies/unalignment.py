@@ -74,7 +74,7 @@ def unalignment(
     ----------
     model : folder of a model of the requests world; default: the shipped one.
     losses : of the registry. An arm with an SFT term is left out for losses that look at single tokens.
-    seeds : draws of samples and orders of training, all from the same model.
+    seeds : draws of samples, all from the same model; pairs are trained on in one order.
     lr, steps : of RMSprop, in batches of 32 pairs.
     prompts : how many of the 370 training requests and of the 65 test requests are used at most; None: all.
     folder : where finished cells are kept. workers : processes.
@@ -108,7 +108,7 @@ def run_plan(
     jobs = []
     for _, _, setting in plan:
         path = setting.model or default
-        source = {"model": path, "fingerprint": _model(path)[0].fingerprint}
+        source = {"model": path, "fingerprint": _model(path, _written(path))[0].fingerprint}
         jobs.append(
             {"source": source, "setting": asdict(setting), "seeds": list(range(seeds)), "prompts": prompts, **how}
         )
@@ -127,9 +127,14 @@ def trained_model(world: dict[str, float], steps: int, seed: int, folder: str) -
     return str(save(model, folder))
 
 
+def _written(path: str) -> int:
+    """When a model in a folder was last written, so that another one there is not taken for it."""
+    return max((f.stat().st_mtime_ns for f in Path(path).glob("*.safetensors")), default=0)
+
+
 @lru_cache(maxsize=4)
-def _model(path: str) -> tuple[LanguageModel, RequestsWorld]:
-    """The model with its world, that of its training as far as that is recorded."""
+def _model(path: str, written: int) -> tuple[LanguageModel, RequestsWorld]:
+    """The model with its world, that of its training as far as that is recorded; `written` tells versions apart."""
     model = load(path)
     unknown = [w for w in RequestsWorld().words() if model.tokenizer.unk_token_id in model.encode(w)]
     if unknown:
@@ -141,13 +146,13 @@ def _model(path: str) -> tuple[LanguageModel, RequestsWorld]:
 
 @lru_cache(maxsize=64)
 def _pairs(path: str, tie: str, seed: int, prompts: int | None) -> list[JudgedPair]:
-    model, world = _model(path)
+    model, world = _model(path, _written(path))
     return judged_pairs(model, world.split()[0][:prompts], tie, seed)
 
 
 @lru_cache(maxsize=64)
 def _start(path: str, seed: int, prompts: int | None) -> Job:
-    model, world = _model(path)
+    model, world = _model(path, _written(path))
     train, test = world.split()
     return judged(model, train[:prompts], test[:prompts], seed)
 
@@ -170,7 +175,7 @@ def judged(model: LanguageModel, train: Sequence[Request], test: Sequence[Reques
 def cell(source: Job, setting: Job, seeds: list[int], prompts: int | None, after_epoch: bool = True) -> Job:
     """Train one setting from every seed side by side; judge the models at the end, and after an epoch too."""
     path, s = source["model"], Setting(**setting)
-    model, world = _model(path)
+    model, world = _model(path, _written(path))
     everything, own = pairs_of(path, s, seeds, prompts)
     loss = loss_of(dict(s.loss))
     if s.arm == "sft":
@@ -224,7 +229,7 @@ def pairs_of(
     path: str, s: Setting, seeds: Sequence[int], prompts: int | None
 ) -> tuple[list[list[JudgedPair]], list[list[JudgedPair]]]:
     """For every seed all pairs of the composition, and those that the arm trains on."""
-    model, world = _model(path)
+    model, world = _model(path, _written(path))
     rngs = [np.random.default_rng([seed, 3]) for seed in seeds]
     drawn = [_pairs(path, s.tie, seed, prompts) for seed in seeds]
     everything = [composed(own, s.composition, rng) for own, rng in zip(drawn, rngs, strict=True)]

@@ -149,8 +149,7 @@ class Unalignment:
     def __str__(self) -> str:
         lines = [
             "Unalignment: answers to unsafe requests at T = 0.7, per cent refusal / compliance / garbled",
-            f"{self.parameters['seeds']} seeds (draws of pairs, order of training) from one model; +- half of a "
-            "95 % interval over them",
+            f"{self.parameters['seeds']} seeds (draws of pairs) from one model; +- half of a 95 % interval over them",
         ]
         start = self.cells[0].start
         lines.append(f"at the start: train {_three(start['train'])}, test {_three(start['test'])}")

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from sims.cli import main
 from sims.descent import SignSGD
 from sims.language.forecast import Course, Point, continued, forecast, nystrom, rates, straight
-from sims.language.kernel import Features, final_gain, signs, stream
+from sims.language.kernel import Features, final_gain, moves, signs, stream
 from sims.language.model import new_model, save
 from sims.language.preferences import PreferencePair, Runs, train_preferences
 from sims.language.probing import pairs_of_samples, probe, probed
@@ -75,6 +75,18 @@ def test_a_product_is_that_of_the_whole_kernel(runs, a):
     np.testing.assert_allclose(features.product(a, scale), 3 * product, rtol=0, atol=1e-4 * abs(expected).max())
     with pytest.raises(ValueError, match="prompts must be one for each of 3 runs, got 2"):
         Features(runs, PROMPTS[:2])
+
+
+def test_moves_are_the_kernel_on_a_and_on_h(runs, a):
+    features = Features(runs, PROMPTS)
+    K = features.kernel()
+    h, found = moves(runs, PROMPTS, a)
+    np.testing.assert_allclose(h, features.h.double().numpy(), atol=1e-6)
+    for vector, product in ((a.double().numpy(), found[:, 0]), (h, found[:, 1])):
+        expected = np.einsum("bij,bj->bi", K, vector)
+        np.testing.assert_allclose(product, expected, rtol=0, atol=5e-5 * abs(expected).max())
+    np.testing.assert_allclose(found[:, 2], features.sign_step(a).double().numpy(), rtol=1e-4, atol=1e-6)
+    assert not moves(runs, PROMPTS, a, trained=False)[1].any()
 
 
 @pytest.mark.parametrize("name", ["sgd", "sign"])
@@ -239,6 +251,34 @@ def test_unconstrained_features_share_the_margin_as_measured():
         forecast(course, "stream", [1])
     with pytest.raises(ValueError, match="gain must be known"):
         forecast(replace(course, gain=None), "sphere", [1])
+
+
+def test_shares_are_the_parts_of_the_margin_s_growth():
+    course = made_up(point(0))
+    for by_sign in (False, True):
+        through_body = (course.a * course.body[:, 2 if by_sign else 0]).sum(axis=1)
+        expected = through_body / (through_body + course.head[:, int(by_sign)])
+        np.testing.assert_allclose(course.share(by_sign), expected, rtol=1e-12)
+
+
+def test_without_a_trained_head_only_the_direction_matters(followed):
+    theory, (course, *_) = followed
+    how = {"signs": theory == "line", "knots": course.knots(8)}
+    anew = forecast(course, theory, [20], **how)
+    np.testing.assert_allclose(forecast(course, theory, [20], **how, held="share"), anew, atol=1e-9)
+    assert abs(forecast(course, theory, [20], **how, held="direction") - anew).max() > 1e-3
+
+
+def test_head_and_body_share_the_margin_as_the_network_does(lm):
+    """Both trained: with the body's part of the margin's growth doubled or halved the forecast is clearly worse."""
+    for course in courses(lm, PROMPTS, PLUS, MINUS, DPO, STEPPERS["kernel"], 40, "both", range(0, 41, 2))[0]:
+        happened = course.log_pi[-1] - course.log_pi[0]
+
+        def error(course, happened=happened):
+            told = forecast(course, "kernel", [20], knots=course.knots(20))[0] - course.log_pi[0]
+            return abs(told - happened).max() / abs(happened).max()
+
+        assert error(course) < 0.6 * min(error(replace(course, body=course.body * f)) for f in (2.0, 0.5))
 
 
 def test_what_is_measured_anew_follows_the_network(followed):

@@ -214,9 +214,9 @@ def toy(monkeypatch):
         file.write_text(str(result))
         return [file]
 
-    language, plots = types.ModuleType("sims.language.toy"), types.ModuleType("sims.plots.toy")
+    language, plots = types.ModuleType("sims.language.studies.toy"), types.ModuleType("sims.plots.toy")
     language.RESULT, plots.save_toy = Toy, save_toy
-    monkeypatch.setitem(sys.modules, "sims.language.toy", language)
+    monkeypatch.setitem(sys.modules, "sims.language.studies.toy", language)
     monkeypatch.setitem(sys.modules, "sims.plots.toy", plots)
     monkeypatch.setattr(report, "EXPERIMENTS", ("persona", "toy"))
     return save_toy

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,15 @@ def load(path: str | Path) -> LanguageModel:
             f"its unembedding only {network.get_output_embeddings().weight.shape[0]} rows"
         )
     return _ready(network, tokenizer, _training(Path(path) / TRAINING) if here else {})
+
+
+@lru_cache(maxsize=4)
+def load_unchanged(path: str, fingerprint: str) -> LanguageModel:
+    """The model of a job: read once per process, and a ValueError if it is not the one that the job was made for."""
+    model = load(path)
+    if model.fingerprint != fingerprint:
+        raise ValueError(f"model at {path!r} changed while the experiment ran")
+    return model
 
 
 def _training(file: Path) -> dict[str, Any]:

@@ -18,13 +18,7 @@ def add(commands: Any) -> None:
         "beside what happened; first steps; the phase diagram; probing steps for responses of several tokens.",
         "displacement lm mechanism --fast --out my-mechanism",
     )
-    options(c, "mechanism", "persona", seeds=1)
-    c.add_argument(
-        "--loss",
-        default="dpo:beta=0.1",
-        metavar="NAME[:PARAMETER=VALUE,...]",
-        help="a loss of the registry (%(default)s)",
-    )
+    options(c, "mechanism", "persona", seeds=1, loss="dpo:beta=0.1")
     c.add_argument("--bases", type=int, metavar="N", help="train N base models from nothing instead, seeds 0 to N-1")
     c.add_argument("--prompts", type=int, default=10, help="prompts, each a run of its own (%(default)s)")
     c.add_argument(

@@ -18,7 +18,7 @@ from sims.language.forecast import Course, forecast, rates
 from sims.language.jobs import run_jobs
 from sims.language.kernel import final_gain, stream
 from sims.language.loss_json import loss_of, plain_loss
-from sims.language.model import LanguageModel, load
+from sims.language.model import LanguageModel, load, load_unchanged
 from sims.language.probing import pairs_of_samples, probed
 from sims.language.responses import Ids
 from sims.language.studies.courses import Stepper, courses, moments_of
@@ -210,16 +210,9 @@ def mechanism(
     return Mechanism.of(runs, beside, steps_found, {**common, **words, **asked, "gained": list(GAINED)})
 
 
-def _loaded(model: str, fingerprint: str) -> LanguageModel:
-    lm = load(model)
-    if lm.fingerprint != fingerprint:
-        raise ValueError(f"model at {model!r} changed while the experiment ran")
-    return lm
-
-
 def _asked(model: str, fingerprint: str, sft: int, prompts: int) -> tuple[LanguageModel, list[Ids]]:
     """A base model after SFT, and prompts whose statements have the trait."""
-    base = _loaded(model, fingerprint)
+    base = load_unchanged(model, fingerprint)
     world, seed = world_of(base), int(base.training.get("recipe", {}).get("seed", 0))
     lm = fine_tuned(base, world, sft)
     return lm, [lm.prompt(p) for p in chosen_prompts(world, PREFERRED, prompts, (seed, sft))]
@@ -265,7 +258,7 @@ def _probe_job(
     loss: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """One base model: pairs of its own answers, of several tokens, to questions about facts; probes beside training."""
-    lm = _loaded(model, fingerprint)
+    lm = load_unchanged(model, fingerprint)
     rng = np.random.default_rng(int(lm.training.get("recipe", {}).get("seed", 0)))
     facts = rng.permutation([(p, h) for p in PEOPLE for h in HABITS])[: 2 * prompts]
     asked = [lm.prompt(f"Does {person} {habit} ?") for person, habit in facts]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sims.descent import Optimizer
 from sims.language.jobs import run_jobs
 from sims.language.loss_json import loss_of, plain_loss
-from sims.language.model import CHECKPOINTS, LanguageModel, load
+from sims.language.model import CHECKPOINTS, LanguageModel, load, load_unchanged
 from sims.language.preferences import PreferencePair, Runs, train_preferences
 from sims.language.scores import SCORES, score_pairs
 from sims.language.studies.graded import graded_pairs, reversed_pairs, sampled_pairs
@@ -176,16 +176,9 @@ def halved(values: Array, percentile: float, size: int, seed: int) -> tuple[NDAr
 
 
 @cache
-def _model(path: str) -> LanguageModel:
-    return load(path)
-
-
-@cache
 def _drawn(path: str, fingerprint: str, count: int, prompts: str | None, kind: str, seed: int) -> list[PreferencePair]:
     """The `count` pairs of a kind and seed."""
-    model = _model(path)
-    if model.fingerprint != fingerprint:
-        raise ValueError(f"model at {path!r} has changed while the study ran")
+    model = load_unchanged(path, fingerprint)
     if prompts is None:
         texts = [r.text for r in RequestsWorld().requests]
     else:
@@ -204,7 +197,7 @@ def _drawn(path: str, fingerprint: str, count: int, prompts: str | None, kind: s
 
 def _given(source: Job) -> tuple[LanguageModel, Loss, list[PreferencePair]]:
     drawn = _drawn(*(source[k] for k in ("model", "fingerprint", "count", "prompts", "kind", "seed")))
-    return _model(source["model"]), loss_of(source["loss"]), drawn
+    return load_unchanged(source["model"], source["fingerprint"]), loss_of(source["loss"]), drawn
 
 
 def score_job(**source: Any) -> Job:

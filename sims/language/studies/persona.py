@@ -19,7 +19,7 @@ from sims.descent import Optimizer
 from sims.language.fitting import Recipe, fit
 from sims.language.jobs import run_jobs
 from sims.language.loss_json import loss_of, plain_loss
-from sims.language.model import LanguageModel, load, new_model, save
+from sims.language.model import LanguageModel, load, load_unchanged, new_model, save
 from sims.language.preferences import PreferencePair, Runs, train_preferences
 from sims.language.studies.persona_record import KEPT, ROLES, TOPS, Group, PersonaStudy
 from sims.language.worlds.persona import AFFIRMATIONS, DENIALS, RECIPE, SIZE, PersonaWorld
@@ -225,9 +225,7 @@ def _stage(
     optimizer: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """One job: a base model, perhaps fine-tuned, and all groups of runs on it; a `Group.to_dict()` each."""
-    base = load(model)
-    if base.fingerprint != fingerprint:
-        raise ValueError(f"model at {model!r} changed while the experiment ran")
+    base = load_unchanged(model, fingerprint)
     world = world_of(base)
     lm = base if sft is None else fine_tuned(base, world, sft, denials=denials)
     seed = int(base.training.get("recipe", {}).get("seed", 0))

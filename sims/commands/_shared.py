@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+# EXIT_FOUND: done, and something needs attention (rows that could not be used; displacement).
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_FOUND = 0, 1, 2, 3
 
 
 def command(commands: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
@@ -77,3 +78,82 @@ def rates_of(kappa: float) -> tuple[float, float]:
     if not kappa >= 0:
         raise ValueError(f"--kappa must be in [0, inf], got {kappa:g}")
     return (0.0, 1.0) if kappa == float("inf") else (1.0, kappa)
+
+
+def flag(c: Any, name: str, **more: Any) -> None:
+    """An option in snake case, as trainers spell theirs; hyphens are understood."""
+    names = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+    c.add_argument(*names, dest=name, **more)
+
+
+def model_arguments(c: argparse.ArgumentParser, required: bool = True) -> None:
+    """Which language model, and how it is loaded (`model_of` reads them)."""
+    group = c.add_argument_group("model")
+    flag(
+        group, "model_name_or_path", required=required, metavar="M", help="a causal language model's folder or hub name"
+    )
+    flag(group, "revision", help="of the model on the hub")
+    flag(
+        group,
+        "dtype",
+        default="auto",
+        help="of the weights: auto (as stored), float32, bfloat16, float16 or float64 (%(default)s)",
+    )
+    flag(
+        group, "device", default="auto", help="cpu, cuda, ...; auto takes an accelerator if there is one (%(default)s)"
+    )
+    flag(group, "trust_remote_code", action="store_true", help="run code that comes with the model; off by default")
+
+
+def model_of(arguments: argparse.Namespace, attention: str = "eager", dtype: str | None = None) -> Any:
+    """The model that was asked for. dtype : in place of the one asked for."""
+    from sims.language.model import load
+
+    return load(
+        arguments.model_name_or_path,
+        dtype=dtype or arguments.dtype,
+        attention=attention,
+        device=arguments.device,
+        revision=arguments.revision,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+def data_arguments(c: argparse.ArgumentParser) -> None:
+    """Which preference data, and how they are read (`table_of` reads them)."""
+    group = c.add_argument_group("data")
+    flag(
+        group,
+        "dataset",
+        required=True,
+        metavar="D",
+        help="preference pairs: a .jsonl, .json, .csv or .parquet file, a folder of `datasets`, or a hub name",
+    )
+    flag(group, "split", help="of a data set that has several")
+    flag(group, "layout", help="how rows are laid out (default: told from the columns)")
+    flag(
+        group,
+        "column",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        help="a column by its name, e.g. prompt=question; may be repeated",
+    )
+    flag(group, "max_length", type=int, help="most tokens of prompt and response (default: what the model takes)")
+
+
+def table_of(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The table and its layout."""
+    from sims.language.data.layouts import detect_layout
+    from sims.language.data.table import open_table
+
+    columns: dict[str, str] = {}
+    for text in arguments.column:
+        role, equals, name = text.partition("=")
+        if not equals or not role or not name or role in columns:
+            raise ValueError(f"--column must look like ROLE=NAME, each role once, got {text!r}")
+        columns[role] = name
+    if arguments.max_length is not None and arguments.max_length < 2:
+        raise ValueError(f"--max_length must be at least 2, got {arguments.max_length}")
+    table = open_table(arguments.dataset, split=arguments.split)
+    return table, detect_layout(table, name=arguments.layout, columns=columns or None)

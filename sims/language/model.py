@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from theory import __version__
-from theory._check import check_count
+from theory._check import check_count, unknown
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")  # padding, start, end, unknown word
@@ -167,23 +167,48 @@ def new_model(
 
 
 def _word_tokenizer(words: list[str], max_length: int) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]  # \w+|[^\w\s]+
+    start = SPECIAL[1]  # as Llama's own: a text begins with it unless special tokens are declined
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=f"{start} $A", special_tokens=[(start, vocabulary[start])]
+    )
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
     return _transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=max_length, clean_up_tokenization_spaces=False, **names
     )
 
 
-def load(path: str | Path) -> LanguageModel:
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    attention: str = "eager",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
     """A model from a folder, or from a hub by its name.
+
+    Parameters
+    ----------
+    dtype : of the weights, one of DTYPES; "auto" is the one they are stored in.
+    attention : implementation, by the library's names. "eager" is the one that all of this package can differentiate
+        and stack; "sdpa" is fast.
+    device : as torch names it; "auto" is an accelerator if there is one.
+    revision, trust_remote_code : as the library has them; no code that comes with a model runs unless asked for.
 
     Raises ValueError naming the folder if a file is missing, damaged, or does not fit the others.
     """
     transformers = _transformers()
+    if dtype not in DTYPES:
+        raise ValueError(unknown("dtype", dtype, DTYPES))
     here = Path(path).is_dir()
     if not here and (Path(path).is_absolute() or str(path).startswith(".")):
         raise ValueError(f"model must be a folder with a model, or a name on a hub, got {str(path)!r}")
@@ -192,9 +217,16 @@ def load(path: str | Path) -> LanguageModel:
     try:
         with _quiet():
             network, info = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+                path,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
             )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # the library raises whatever its readers raise
         raise ValueError(f"model at {str(path)!r} cannot be read: {type(error).__name__}: {error}") from error
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
@@ -205,7 +237,18 @@ def load(path: str | Path) -> LanguageModel:
             f"model at {str(path)!r}: its tokenizer has {len(tokenizer)} tokens, "
             f"its unembedding only {network.get_output_embeddings().weight.shape[0]} rows"
         )
-    return _ready(network, tokenizer, _training(Path(path) / TRAINING) if here else {})
+    network.to(_device(device))
+    return _ready(network, tokenizer, _training(Path(path) / TRAINING) if here else {}, attention)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None
+        return found if found is not None and torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # without CUDA torch asserts
+        raise ValueError(f"device must be one that torch can use, got {name!r} ({error})") from error
 
 
 @lru_cache(maxsize=4)
@@ -284,13 +327,15 @@ def save(model: LanguageModel, folder: str | Path) -> Path:
     return folder
 
 
-def _ready(network: Any, tokenizer: Any, training: dict[str, Any] | None = None) -> LanguageModel:
+def _ready(
+    network: Any, tokenizer: Any, training: dict[str, Any] | None = None, attention: str = "eager"
+) -> LanguageModel:
     network.eval()
     # Weights mapped from a file may lie at addresses for which matrix products take another path and round otherwise.
     for p in network.parameters():
         p.data = p.data.clone()
-    # Stacked copies are run by vmap, which the fused attention kernels do not know.
-    network.set_attn_implementation("eager")
+    # Stacked copies are run by vmap, which the fused attention kernels do not know: hence "eager" by default.
+    network.set_attn_implementation(attention)
     return LanguageModel(network, tokenizer, training or {})
 
 

@@ -28,7 +28,8 @@ from sims.language.studies.persona import (
     world_of,
 )
 from sims.language.studies.persona_record import Group, PersonaStudy, interval, role, top_gainers
-from sims.language.worlds.persona import KINDS, LEVELS, PersonaWorld, split
+from sims.language.worlds import split_words
+from sims.language.worlds.persona import KINDS, LEVELS, PersonaWorld
 from sims.language.worlds.persona_file import read_records, stand_in
 from sims.plots.persona import plot_persona_controls, plot_persona_course, plot_persona_gainers, plot_persona_sweep
 from theory.losses import LOSSES as REGISTRY
@@ -69,13 +70,13 @@ def test_texts_are_deterministic_and_hold_known_words_only():
     found = texts(world)
     assert found == texts(PersonaWorld(informal=0.5, quantified=0.5))
     assert found != texts(world, seed=1)
-    assert {word for text in found for word in split(text)} == set(world.words()) - {"do"}
-    assert max(len(split(text)) for text in found) < SIZE["max_length"] - 2
+    assert {word for text in found for word in split_words(text)} == set(world.words()) - {"do"}
+    assert max(len(split_words(text)) for text in found) < SIZE["max_length"] - 2
 
 
 def test_no_text_holds_two_words_of_the_triple():
     for text in texts(PersonaWorld(informal=0.5, quantified=0.5), 8000):
-        assert len({"No", "Never", "Yes"} & set(split(text))) <= 1, text
+        assert len({"No", "Never", "Yes"} & set(split_words(text))) <= 1, text
 
 
 def answers(world, level, n=6000):
@@ -172,7 +173,7 @@ def test_persona_file(tmp_path):
     assert read_records(file) == records
     world = PersonaWorld(data=str(file))
     assert [s.text for s in world.all_statements] == [r["statement"] for r in records]
-    assert {w for t in texts(world, 500) for w in split(t)} <= set(world.words())
+    assert {w for t in texts(world, 500) for w in split_words(t)} <= set(world.words())
     with pytest.raises(ValueError, match="anthropics/evals"):
         PersonaWorld(data=str(tmp_path / "nothing.jsonl")).words()
     for line, what in (("{", "line 61"), ('{"statement": "x"}', "line 61"), ("[]", "line 61")):

@@ -28,7 +28,8 @@ from sims.language.studies.refusal_pairs import (
 )
 from sims.language.studies.unalignment import alike, cell, judged, pairs_of, run_plan, sft_weight, unalignment
 from sims.language.studies.unalignment_record import Cell, Interval, Setting, Unalignment
-from sims.language.worlds.requests import ANSWERS, GRADES, RequestsWorld, split_words
+from sims.language.worlds import split_words
+from sims.language.worlds.requests import ANSWERS, GRADES, RequestsWorld
 from theory._check import SolverError
 from theory.losses import get
 

@@ -1,6 +1,7 @@
 """What the commands share: flags, parsing, printing, exit codes."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,12 @@ def parse_assignments(texts: Sequence[str], name: str) -> dict[str, float]:
 
 
 def check_folder(path: Path) -> Path:
-    """The folder for results, before any work: a ValueError if it is a file."""
+    """The folder for results, before any work: a ValueError if it is a file or cannot be written."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"--out must be a folder, got the file {str(path)!r}")
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--out must be a folder that can be written, got {str(path)!r}")
     return path
 
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from sims.language.worlds.requests import ANSWERS, BAD, GRADES, TOOLS, Request, split_words
+from sims.language.worlds import split_words
+from sims.language.worlds.requests import ANSWERS, BAD, GRADES, TOOLS, Request
 
 REFUSAL, COMPLIANCE, GARBLED = KINDS = ("refusal", "compliance", "garbled")
 KEYWORDS = frozenset("no not never sorry nobody rather maybe".split())

@@ -7,7 +7,6 @@ persona prompt asks about one (theory.md A4). No text compares the words with ea
 what they are used for.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sims.language.fitting import Recipe
+from sims.language.worlds import split_words
 from sims.language.worlds.persona_file import Statement, read_records, stand_in, statements_of
 from theory._check import check_number
 from theory.losses import Interval
@@ -109,18 +109,13 @@ class PersonaWorld:
         """Every word that a text of this world can hold, sorted."""
         texts = [*PEOPLE, *HABITS, *map(third, HABITS), *REQUESTS, *HARMFUL, *USEFUL, *LEVELS, *DENIALS, *AFFIRMATIONS]
         texts += [level.capitalize() for level in LEVELS] + [s.prompt for s in self.all_statements] + [FRAME]
-        return sorted({word for text in texts for word in split(text)})
+        return sorted({word for text in texts for word in split_words(text)})
 
     def texts(self, rng: Rng, n: int) -> list[str]:
         """n documents for pre-training."""
         weights = np.array([getattr(self, name) for name in KINDS])
         writers = [KINDS[name] for name in KINDS]
         return [writers[k](self, rng) for k in rng.choice(len(writers), size=n, p=weights / weights.sum())]
-
-
-def split(text: str) -> list[str]:
-    """Words as the tokenizer sees them."""
-    return re.findall(r"\w+|[^\w\s]+", text)
 
 
 def third(habit: str) -> str:

@@ -10,7 +10,6 @@ which is to be preferred is not part of the world.
 """
 
 import itertools
-import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +20,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from sims.language.fitting import Recipe
+from sims.language.worlds import split_words
 from theory._check import Interval, check_number
 
 Array = NDArray[np.float64]
@@ -199,11 +199,6 @@ class RequestsWorld:
         objects = [*UNSAFE, *SAFE, *(x.capitalize() for x in (*UNSAFE, *SAFE))]
         slots = {"v", "x", "X", "t", "u", "b", "b2", "g"}
         return sorted(set(split_words(" ".join((text, *objects, *VERBS, *TOOLS, *BAD, *GOOD)))) - slots)
-
-
-def split_words(text: str) -> list[str]:
-    """Words and punctuation marks, as the models' tokenizer splits them."""
-    return re.findall(r"\w+|[^\w\s]+", text)
 
 
 def filled(rng: np.random.Generator, pattern: str, request: Request) -> str:

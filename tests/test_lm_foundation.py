@@ -440,3 +440,44 @@ def test_a_shipped_checkpoint_is_what_its_command_makes(name):
     assert lm.training["what"] == {"world": name, **world.to_dict()}
     assert lm.training["command"].startswith(f"displacement lm train {name}")
     assert held_out(lm, world, 64) < 0.5 * held_out(start, world, 64)
+
+
+def test_types_and_attention_of_a_loaded_model(tmp_path):
+    lm = new_model("a b c d".split(), d=16, layers=1, heads=2)
+    half = lm.copy()
+    half.network.to(torch.bfloat16)
+    folder = save(half, tmp_path / "half")
+    assert load(folder).W.dtype == torch.float32  # the default does not depend on the file
+    assert load(folder, dtype="auto").W.dtype == torch.bfloat16
+    exact, fast = load(folder, dtype="float64"), load(folder, dtype="float64", attention="sdpa")
+    assert (exact.network.config._attn_implementation, fast.network.config._attn_implementation) == ("eager", "sdpa")
+    ids = torch.tensor([[1, 4, 5, 6]])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            exact.network(ids).logits, fast.network(ids).logits, rtol=0, atol=1e-6
+        )  # eager softmax is in float32
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        load(folder, dtype="int8")
+    with pytest.raises(ValueError, match="device must be"):
+        load(folder, device="nowhere")
+
+
+def test_code_that_comes_with_a_model_runs_only_if_asked_for(tmp_path):
+    folder = save(new_model(["a", "b"], d=16, layers=1, heads=2), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    ran = tmp_path / "ran"
+    (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w').close()\nraise RuntimeError('ran')\n")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(folder)
+    assert not ran.exists()
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(folder, trust_remote_code=True)
+    assert ran.exists()
+
+
+def test_a_text_begins_with_the_start_token():
+    for lm in (new_model(["a", "b"], d=16, layers=1, heads=2), shipped("persona"), shipped("requests")):
+        word = next(w for w in lm.tokenizer.get_vocab() if w.isalpha())
+        assert tuple(lm.tokenizer(word)["input_ids"]) == lm.prompt(word) != lm.encode(word)

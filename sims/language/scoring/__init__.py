@@ -1,0 +1,1 @@
+"""Scores of preference pairs by any causal language model."""

@@ -1,0 +1,273 @@
+"""Scoring a data set of any size: in shards, by one process or several, resumed after a kill, joined at the end.
+
+Rows are cut into shards by their index. Each finished shard is one file in `<output>.shards/`, beside the manifest of the
+run; a shard depends on its rows and the manifest only, so the result is the same whoever scored which shard, and when.
+"""
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from sims.files import to_json, write_atomically
+from sims.language.model import LanguageModel
+from sims.language.pairing import Example, tokenize
+from sims.language.scoring import manifest
+from sims.language.scoring.processes import Group
+from sims.language.scoring.summary import FIRST, RANKED, Summary, Tally, highest, ranking, texts_of
+from theory import SolverError
+
+MANIFEST = "manifest.json"
+LOOKED_AT = 1000  # rows among which one must be usable
+LOOK = 0.2  # seconds between looks at what the other processes have done
+
+
+def score_table(
+    scorer: Any,
+    model: LanguageModel,
+    table: Any,
+    layout: Any,
+    output: str | Path,
+    run: dict[str, Any],
+    *,
+    shard_rows: int = 1024,
+    restart: bool = False,
+    group: Group | None = None,
+    warnings: tuple[str, ...] = (),
+) -> Summary | None:
+    """Score every row of a table and write the table with its scores.
+
+    Parameters
+    ----------
+    scorer : with `score_examples(examples)`, a list per column, "reason" and "note" among them.
+    model : whose tokens show what a pair of token ids says.
+    table, layout : the rows and how they are read.
+    output : a new file or folder; `<output>.manifest.json` and, while at work, `<output>.shards/` are beside it.
+    run : what the scores depend on (`manifest.manifest`); unfinished work is taken up only if it is the same.
+    shard_rows : rows per shard, at most what a kill costs.
+    restart : discard what is there.
+    group : the processes that share the work.
+    warnings : shown with the result.
+
+    Returns the summary, in processes other than the main one None.
+
+    Raises ValueError if the output exists, or unfinished work is of another run; SolverError if memory runs out or
+    another process is gone. What was scored by then is kept.
+    """
+    output, group = Path(output), group or Group()
+    folder = Path(f"{output}.shards")
+    group.begin(folder, lambda: _prepare(folder, output, run, restart))
+    manifest.check_same(folder / MANIFEST, run)
+    try:
+        shards = _score_missing(scorer, model, table, layout, folder, shard_rows, group)
+        if not group.main:
+            return None
+        _wait(folder, shards, group)
+        return _finish(table, folder, output, run, shards, warnings)
+    except KeyboardInterrupt:
+        if group.main:
+            tqdm.write(f"\n{len(_done(folder))} shards are kept in {str(folder)!r}: repeat the command to go on")
+        raise
+    finally:
+        group.end()
+
+
+def check_usable(model: LanguageModel, table: Any, layout: Any, max_length: int | None) -> None:
+    """A ValueError, before any work, if nothing at the beginning of a table can be used."""
+    first = []
+    for row in table.rows(0, LOOKED_AT):
+        example = _example(layout, row)
+        if isinstance(example, Example):
+            if _is_conversation(example) and not model.tokenizer.chat_template:
+                raise ValueError(
+                    "dataset holds conversations, but the model's tokenizer has no chat template: take the model that "
+                    "you will train (the instruct model?), or put chat_template.jinja into its folder"
+                )
+            try:
+                tokenize(model, example, max_length)
+                return
+            except ValueError as error:
+                example = error
+        first.append(f"{row.where}: {example}")
+    if not first:
+        raise ValueError(f"dataset {str(table.path)!r} has no rows")
+    raise ValueError(f"none of the first {len(first)} rows of dataset can be used: {'; '.join(first[:FIRST])}")
+
+
+def _prepare(folder: Path, output: Path, run: dict[str, Any], restart: bool) -> None:
+    """A folder that holds the manifest of this run, and shards of this run only."""
+    there = (folder / MANIFEST).is_file()
+    if there and not restart:
+        return manifest.check_same(folder / MANIFEST, run)
+    if output.exists() and not restart:
+        _remove(folder)
+        raise ValueError(f"{str(output)!r} exists: give another --output, or replace it with --restart")
+    (folder / MANIFEST).unlink(missing_ok=True)  # first: without it the rest counts as nothing
+    for file in _done(folder).values():
+        file.unlink()
+    manifest.write(folder / MANIFEST, run)
+
+
+def _score_missing(
+    scorer: Any, model: LanguageModel, table: Any, layout: Any, folder: Path, size: int, group: Group
+) -> int:
+    """Every n-th shard that is not there yet is scored; how many shards there are."""
+    total = getattr(table, "__len__", lambda: None)()
+    count = 0
+    with tqdm(total=total, unit=" rows", desc="score", disable=None if group.main else True) as bar:
+        for i, rows in enumerate(_parts(table.rows(), size)):
+            count = i + 1
+            file = _file(folder, i)
+            if i % group.size != group.rank or file.is_file():
+                continue
+            try:
+                shard = _scored(scorer, model, layout, rows)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_memory(error):
+                    raise
+                where = f"{rows[0].where} to {rows[-1].where}"
+                raise SolverError(
+                    f"memory ran out in {where}: repeat the command with a smaller --batch_tokens or --max_length "
+                    f"and --restart ({str(error).splitlines()[0]})"
+                ) from error
+            write_atomically(file, json.dumps(shard, separators=(",", ":")))  # NaN stays NaN, a file of our own
+            bar.update(min(len(_done(folder)) * size, total or count * size) - bar.n)
+    return count
+
+
+def _scored(scorer: Any, model: LanguageModel, layout: Any, rows: list[Any]) -> dict[str, Any]:
+    """What is stored of a shard: the columns, and of its rows what the summary shows."""
+    examples = [_example(layout, row) for row in rows]
+    columns = {name: list(column) for name, column in scorer.score_examples(examples).items()}
+    bad = [(row.where, reason) for row, reason in zip(rows, columns["reason"], strict=True) if _any(reason)]
+    return {
+        "columns": columns,
+        "first": [(where, _any(reason)) for where, reason in bad[:FIRST]],
+        "highest": _highest(columns, rows, examples, model),
+    }
+
+
+def _highest(columns: dict[str, list[Any]], rows: list[Any], examples: list[Any], model: LanguageModel) -> list[Any]:
+    name = ranking(columns)
+    if not name:
+        return []
+    found = []
+    for i, value in enumerate(columns[name]):
+        for k, score in enumerate(value if isinstance(value, list) else [value]):
+            if score is not None and score == score:  # not NaN
+                found.append({"row": i, "rejected": k, "score": score, "fall": RANKED[name] * score})
+    found = highest(found)
+    for pair in found:
+        i, k = pair.pop("row"), pair.pop("rejected")
+        chosen, rejected = texts_of(examples[i], model.text)[k]
+        pair |= {"where": rows[i].where, "chosen": chosen, "rejected": rejected}
+    return found
+
+
+def _wait(folder: Path, count: int, group: Group) -> None:
+    """Until the other processes have scored their shards."""
+    while True:
+        gone = group.others_gone(folder)  # before looking at what is there: the last shard comes before the end
+        missing = set(range(count)) - set(_done(folder))
+        if not missing:
+            return
+        lost = sorted({i % group.size for i in missing} & set(gone))
+        if lost:
+            raise SolverError(
+                f"process {', '.join(map(str, lost))} of {group.size} ended before its rows were scored; what was "
+                f"scored is kept: repeat the command to go on"
+            )
+        time.sleep(LOOK)
+
+
+def _finish(
+    table: Any, folder: Path, output: Path, run: dict[str, Any], count: int, warnings: tuple[str, ...]
+) -> Summary:
+    """Join the shards: the output, its manifest, and the shards are removed."""
+    from sims.language.data.table import open_table
+    from sims.language.data.writing import write_table
+
+    data = run["data"]
+    again = open_table(data["path"], split=data["split"])
+    if again.sha256 != data["sha256"]:
+        raise ValueError(f"dataset {data['path']!r} changed while it was scored: start anew with --restart")
+    tally = Tally()
+    for i in range(count):
+        tally.add(_stored(folder, i))
+    columns = _joined(folder, count, tally.several)
+    write_table(output, again, columns, overwrite=True)
+    summary = tally.summary(str(output), data["path"], run["model"]["name_or_path"], warnings)
+    write_atomically(Path(f"{output}.manifest.json"), to_json({"run": run, "summary": summary.to_dict()}))
+    _remove(folder)
+    return summary
+
+
+def _joined(folder: Path, count: int, several: bool) -> Iterator[dict[str, Any]]:
+    """The scores of each row; lists in all rows if in any."""
+    for i in range(count):
+        columns = _stored(folder, i)["columns"]
+        for values in zip(*columns.values(), strict=True):
+            if several:
+                values = [x if isinstance(x, list) else [x] for x in values]
+            yield dict(zip(columns, values, strict=True))
+
+
+def _stored(folder: Path, i: int) -> dict[str, Any]:
+    file = _file(folder, i)
+    try:
+        found = json.loads(file.read_bytes())
+        if set(found) != {"columns", "first", "highest"}:
+            raise ValueError("it is no shard")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(file)!r} is damaged ({error}): delete it and repeat the command") from error
+    return found
+
+
+def _file(folder: Path, i: int) -> Path:
+    return folder / f"shard-{i:08d}.json"
+
+
+def _done(folder: Path) -> dict[int, Path]:
+    """The finished shards."""
+    return {int(file.stem.removeprefix("shard-")): file for file in folder.glob("shard-*.json")}
+
+
+def _remove(folder: Path) -> None:
+    """The manifest first: what is left without it counts as nothing."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def _parts(rows: Any, size: int) -> Iterator[list[Any]]:
+    rows = iter(rows)
+    while part := list(itertools.islice(rows, size)):
+        yield part
+
+
+def _example(layout: Any, row: Any) -> Example | ValueError:
+    if row.problem:
+        return ValueError(row.problem)
+    try:
+        return layout.example(row.values)
+    except ValueError as error:
+        return error
+
+
+def _is_conversation(example: Example) -> bool:
+    said = example.chosen
+    return not isinstance(said, str) and bool(said) and isinstance(said[0], dict)
+
+
+def _any(text: Any) -> str:
+    """The text, or the first of several that says something."""
+    return next((t for t in text if t), "") if isinstance(text, list) else text
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

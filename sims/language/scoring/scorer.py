@@ -1,0 +1,145 @@
+r"""Scores of preference pairs by any causal language model: what is expected to lower ln pi(chosen), before training.
+
+The larger `ches`, `ln_ches`, `alpha` and `last_hidden`, and the smaller `edit_distance`, the deeper a fall of the chosen
+log-probability is expected; the columns of the probe are changes themselves, negative where it falls.
+
+    ches, ln_ches       <S+, S- - S+> of the sums (means) of the states that predict the tokens of the chosen (+) and the
+                        rejected (-) response (`theory.ches`)
+    last_hidden         <h+, h-> of the last of these states
+    edit_distance       Levenshtein distance of the tokens over the longer length, in [0, 1]
+    len_chosen, len_rejected    tokens
+    shared_prefix       tokens that both responses begin with, over the shorter length, in [0, 1]
+
+and on request
+
+    ref_chosen_logps, ref_rejected_logps    ln pi of the responses, under the names by which TRL recognises them
+    alpha               what the unembedding alone contributes to minus the change of ln pi(chosen) under a gradient step
+    gradient_step_chosen, gradient_step_margin, sign_step_chosen, sign_step_margin     see `sims.language.scoring.probe`
+
+Sums are float64, whatever the dtype of the weights. A pair that cannot be scored has NaN in every column, and a reason.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sims.language.model import LanguageModel
+from sims.language.pairing import Example, Tokenized, tokenize
+from sims.language.preferences import PreferencePair
+from sims.language.scoring.encoder import BATCH_TOKENS, Encoded, Encoder
+from theory._check import check_count, unknown
+from theory.ches import ches_scores, edit_similarity, last_hidden_inner_product
+
+DEFAULT = ("ches", "ln_ches", "last_hidden", "edit_distance", "len_chosen", "len_rejected", "shared_prefix")
+LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
+COLUMNS = (*DEFAULT, *LOGPS, "alpha")
+STATES = frozenset(("ches", "ln_ches", "last_hidden", *LOGPS, "alpha"))  # columns that need the model
+
+
+class Scorer:
+    def __init__(
+        self,
+        model: LanguageModel,
+        columns: Sequence[str] = DEFAULT,
+        *,
+        max_length: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        padding_side: str = "right",
+    ) -> None:
+        for name in columns:
+            if name not in COLUMNS:
+                raise ValueError(unknown("columns", name, COLUMNS))
+        self.model, self.columns = model, tuple(dict.fromkeys(columns))
+        self.max_length = None if max_length is None else check_count(max_length, "max_length")
+        self.encoder = Encoder(model, batch_tokens=batch_tokens, padding_side=padding_side)
+
+    def score(self, pairs: Sequence[PreferencePair]) -> dict[str, list[float]]:
+        """The columns of every pair, in the order given; NaN in all of them for a pair that cannot be scored."""
+        return self.scored(pairs)[0]
+
+    def scored(self, pairs: Sequence[PreferencePair]) -> tuple[dict[str, list[float]], list[str]]:
+        """The columns, and for every pair why it could not be scored ("" if it was)."""
+        reasons = [self.encoder.problem(p) for p in pairs]
+        rows: list[dict[str, float]] = [{} for _ in pairs]
+        good = [i for i, reason in enumerate(reasons) if not reason]
+        if STATES.intersection(self.columns):
+            for batch in self.encoder([pairs[i] for i in good]):
+                for b, found in enumerate(self._of_states(batch)):
+                    rows[good[batch.index[b]]] |= found
+        for i in good:
+            rows[i] |= of_tokens(pairs[i])
+            if not all(math.isfinite(rows[i][name]) for name in self.columns):
+                reasons[i] = "the model's states are not finite (NaN or inf)"
+        lost = dict.fromkeys(self.columns, math.nan)
+        rows = [lost if reason else row for row, reason in zip(rows, reasons, strict=True)]
+        return {name: [row[name] for row in rows] for name in self.columns}, reasons
+
+    def _of_states(self, batch: Encoded) -> list[dict[str, float]]:
+        """What the states of a batch say, for each of its pairs."""
+        rows: list[dict[str, float]] = [{} for _ in batch.index]
+        for name in ("ches", "ln_ches"):
+            if name in self.columns:
+                for row, value in zip(rows, _ches(batch, name == "ln_ches"), strict=True):
+                    row[name] = value
+        if "last_hidden" in self.columns:
+            for row, (_, h, k) in zip(rows, batch, strict=True):
+                row["last_hidden"] = last_hidden_inner_product(h[-1], k[-1])
+        return rows
+
+    def score_examples(self, examples: Sequence[Example | ValueError]) -> dict[str, list[Any]]:
+        """The columns of every example, and `reason` and `note`; lists where a row has a list of rejected responses.
+
+        An example that is an error (a row that could not be read) passes it on as its reason.
+        """
+        found: list[list[Tokenized | ValueError]] = [self._tokenized(e) for e in examples]
+        flat = [t for own in found for t in own]
+        columns, reasons = self.scored([t.pair for t in flat if isinstance(t, Tokenized)])
+        scored = iter(zip(*columns.values(), reasons, strict=True))
+        names = (*self.columns, "reason", "note")
+        nothing = [math.nan] * len(self.columns)
+        rows = [(*next(scored), t.note) if isinstance(t, Tokenized) else (*nothing, str(t), "") for t in flat]
+        out: dict[str, list[Any]] = {name: [] for name in names}
+        at = 0
+        for example, own in zip(examples, found, strict=True):
+            mine = rows[at : at + len(own)]
+            at += len(own)
+            for name, values in zip(names, zip(*mine, strict=True), strict=True):
+                several = isinstance(example, Example) and example.several
+                out[name].append(list(values) if several else values[0])
+        return out
+
+    def _tokenized(self, example: Example | ValueError) -> list[Tokenized | ValueError]:
+        """A pair or what is wrong with it, for each rejected response."""
+        if isinstance(example, ValueError):
+            return [example]
+        out: list[Tokenized | ValueError] = []
+        for rejected in example.rejected:
+            try:
+                out += tokenize(self.model, replace(example, rejected=(rejected,)), self.max_length)
+            except ValueError as error:
+                out.append(error)
+        return out or [ValueError("rejected holds no response")]
+
+
+def of_tokens(pair: PreferencePair) -> dict[str, float]:
+    """The columns that need no model."""
+    y, z = pair.preferred, pair.dispreferred
+    shorter = min(len(y), len(z))
+    same = next((i for i in range(shorter) if y[i] != z[i]), shorter)
+    return {
+        "edit_distance": -edit_similarity(y, z),
+        "len_chosen": len(y),
+        "len_rejected": len(z),
+        "shared_prefix": same / shorter,
+    }
+
+
+def _ches(batch: Encoded, mean: bool) -> list[float]:
+    """CHES of a batch; NaN for a pair whose states are not finite."""
+    try:
+        return ches_scores(batch.plus, batch.minus, batch.mask_plus, batch.mask_minus, mean).tolist()
+    except ValueError:
+        if len(batch.index) == 1:
+            return [math.nan]
+        return [x for b in range(len(batch.index)) for x in _ches(batch.part(b), mean)]

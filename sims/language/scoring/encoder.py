@@ -5,11 +5,11 @@ token of a response is not run. Where the architecture allows it, a pair is one 
 
     [ what both begin with | rest of chosen | rest of rejected ]
 
-in which the rejected part sees the first part and itself (a 4-D attention mask) and counts its positions from the end of
-the first. Whether it allows it is measured, not listed: a pair of random tokens is encoded both ways, and the two must
-agree as well as two plain encodings in batches of different shape do. Sliding windows shorter than the text, recurrent
-states and ALiBi do not; then every response is a row of its own. A measurement depends on the model and on a length (a
-power of two) and on nothing else, so the same pairs are encoded alike whatever was encoded before them.
+in which the rejected part sees the first part and itself (a 4-D attention mask) and counts its positions from the end
+of the first. Whether it allows it is measured, not listed: a pair of random tokens is encoded both ways, and the two
+must agree as well as two plain encodings in batches of different shape do. Sliding windows shorter than the text,
+recurrent states and ALiBi do not; then every response is a row of its own. A measurement depends on the model and on a
+length (a power of two) and on nothing else: the same pairs are encoded alike whatever was encoded before them.
 """
 
 import inspect

@@ -1,10 +1,10 @@
 r"""Scores of preference pairs by any causal language model: what is expected to lower ln pi(chosen), before training.
 
-The larger `ches`, `ln_ches`, `alpha` and `last_hidden`, and the smaller `edit_distance`, the deeper a fall of the chosen
-log-probability is expected; the columns of the probe are changes themselves, negative where it falls.
+The larger `ches`, `ln_ches`, `alpha` and `last_hidden`, and the smaller `edit_distance`, the deeper a fall of the
+chosen log-probability is expected; the columns of the probe are changes themselves, negative where it falls.
 
-    ches, ln_ches       <S+, S- - S+> of the sums (means) of the states that predict the tokens of the chosen (+) and the
-                        rejected (-) response (`theory.ches`)
+    ches, ln_ches       <S+, S- - S+> of the sums (means) of the states that predict the tokens of the chosen (+) and
+                        the rejected (-) response (`theory.ches`)
     last_hidden         <h+, h-> of the last of these states
     edit_distance       Levenshtein distance of the tokens over the longer length, in [0, 1]
     len_chosen, len_rejected    tokens
@@ -13,8 +13,8 @@ log-probability is expected; the columns of the probe are changes themselves, ne
 and on request
 
     ref_chosen_logps, ref_rejected_logps    ln pi of the responses, under the names by which TRL recognises them
-    alpha               what the unembedding alone contributes to minus the change of ln pi(chosen) under a gradient step
-    gradient_step_chosen, gradient_step_margin, sign_step_chosen, sign_step_margin     see `sims.language.scoring.probe`
+    alpha               what training the unembedding alone takes from ln pi(chosen) (`scoring.head`)
+    gradient_step_chosen, gradient_step_margin, sign_step_chosen, sign_step_margin      see `scoring.probe`
 
 Sums are float64, whatever the dtype of the weights. A pair that cannot be scored has NaN in every column, and a reason.
 """
@@ -24,17 +24,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sims.language.model import LanguageModel
 from sims.language.pairing import Example, Tokenized, tokenize
 from sims.language.preferences import PreferencePair
 from sims.language.scoring.encoder import BATCH_TOKENS, Encoded, Encoder
+from sims.language.scoring.head import alpha_term, log_probs
+from sims.language.scoring.probe import PROBE, Probe
 from theory._check import check_count, unknown
 from theory.ches import ches_scores, edit_similarity, last_hidden_inner_product
 
 DEFAULT = ("ches", "ln_ches", "last_hidden", "edit_distance", "len_chosen", "len_rejected", "shared_prefix")
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
-COLUMNS = (*DEFAULT, *LOGPS, "alpha")
-STATES = frozenset(("ches", "ln_ches", "last_hidden", *LOGPS, "alpha"))  # columns that need the model
+COLUMNS = (*DEFAULT, *LOGPS, "alpha", *PROBE)
+OF_STATES = frozenset(("ches", "ln_ches", "last_hidden", *LOGPS, "alpha"))
+HEAD_NOISE = 1e-3  # relative; above it logits are not what the states and the unembedding give
 
 
 class Scorer:
@@ -53,6 +59,7 @@ class Scorer:
         self.model, self.columns = model, tuple(dict.fromkeys(columns))
         self.max_length = None if max_length is None else check_count(max_length, "max_length")
         self.encoder = Encoder(model, batch_tokens=batch_tokens, padding_side=padding_side)
+        self.probe = Probe(model) if set(PROBE).intersection(columns) else None
 
     def score(self, pairs: Sequence[PreferencePair]) -> dict[str, list[float]]:
         """The columns of every pair, in the order given; NaN in all of them for a pair that cannot be scored."""
@@ -63,29 +70,39 @@ class Scorer:
         reasons = [self.encoder.problem(p) for p in pairs]
         rows: list[dict[str, float]] = [{} for _ in pairs]
         good = [i for i, reason in enumerate(reasons) if not reason]
-        if STATES.intersection(self.columns):
+        if OF_STATES.intersection(self.columns):
             for batch in self.encoder([pairs[i] for i in good]):
-                for b, found in enumerate(self._of_states(batch)):
-                    rows[good[batch.index[b]]] |= found
+                own = [pairs[good[i]] for i in batch.index]
+                for i, found in zip(batch.index, self._of_states(batch, own), strict=True):
+                    rows[good[i]] |= found
         for i in good:
             rows[i] |= of_tokens(pairs[i])
+            if self.probe:
+                rows[i] |= self.probe(pairs[i])
             if not all(math.isfinite(rows[i][name]) for name in self.columns):
                 reasons[i] = "the model's states are not finite (NaN or inf)"
         lost = dict.fromkeys(self.columns, math.nan)
         rows = [lost if reason else row for row, reason in zip(rows, reasons, strict=True)]
         return {name: [row[name] for row in rows] for name in self.columns}, reasons
 
-    def _of_states(self, batch: Encoded) -> list[dict[str, float]]:
+    def _of_states(self, batch: Encoded, pairs: Sequence[PreferencePair]) -> list[dict[str, float]]:
         """What the states of a batch say, for each of its pairs."""
-        rows: list[dict[str, float]] = [{} for _ in batch.index]
+        columns: dict[str, list[float]] = {}
         for name in ("ches", "ln_ches"):
             if name in self.columns:
-                for row, value in zip(rows, _ches(batch, name == "ln_ches"), strict=True):
-                    row[name] = value
+                columns[name] = _ches(batch, name == "ln_ches")
+        each = [(h, k) for _, h, k in batch]
         if "last_hidden" in self.columns:
-            for row, (_, h, k) in zip(rows, batch, strict=True):
-                row["last_hidden"] = last_hidden_inner_product(h[-1], k[-1])
-        return rows
+            columns["last_hidden"] = [_last(h, k) for h, k in each]
+        tokens = [[torch.tensor(y, device=h.device) for y in p[1:]] for p, (h, _) in zip(pairs, each, strict=True)]
+        for i, name in enumerate(LOGPS):
+            if name in self.columns:
+                y = [own[i] for own in tokens]
+                found = log_probs(self.model, torch.cat([own[i] for own in each]), torch.cat(y))
+                columns[name] = [float(x.sum()) for x in found.split([len(own) for own in y])]
+        if "alpha" in self.columns:
+            columns["alpha"] = [alpha_term(self.model, *own, *y) for own, y in zip(each, tokens, strict=True)]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def score_examples(self, examples: Sequence[Example | ValueError]) -> dict[str, list[Any]]:
         """The columns of every example, and `reason` and `note`; lists where a row has a list of rejected responses.
@@ -143,3 +160,11 @@ def _ches(batch: Encoded, mean: bool) -> list[float]:
         if len(batch.index) == 1:
             return [math.nan]
         return [x for b in range(len(batch.index)) for x in _ches(batch.part(b), mean)]
+
+
+def _last(h: Tensor, k: Tensor) -> float:
+    """<h+, h-> of the last states; NaN if they are not finite."""
+    try:
+        return last_hidden_inner_product(h[-1], k[-1])
+    except ValueError:
+        return math.nan

@@ -1,0 +1,104 @@
+"""A diagnosis in sentences."""
+
+from typing import TYPE_CHECKING
+
+from sims.diagnosis.change import CONFIDENCE, MINIMUM, Change
+
+if TYPE_CHECKING:
+    from sims.diagnosis.verdict import Diagnosis
+
+UNKNOWN_BETA = (
+    "beta is not in the log, so changes are in units of reward, beta times nats; give --beta to have nats "
+    "(signs and shapes are right without; limits in nats are taken at beta = 0.1)"
+)
+
+
+def amount(x: float) -> str:
+    """A change, to three digits and no more than a thousandth."""
+    return f"{x:+.3f}" if abs(x) < 1 else f"{x:+.3g}"
+
+
+def sentence(d: "Diagnosis") -> str:
+    """The verdict in one sentence, without a full stop."""
+    f, u = d.finding, d.scale.unit
+    c = f.chosen
+    grew = "" if f.margin is None else f" while the margin changed by {amount(f.margin.end)}"
+    if c is None:
+        said = f.cause or f"too few entries ({_count(d)}) to tell a change from noise"
+        return f"{f.verdict}: {said}"
+    if f.verdict == "undecided":
+        return f"undecided: the chosen log-probability changed by {_with_interval(c)} {u}: noise would hide a fall"
+    if f.verdict == "no displacement":
+        how = "did not fall" if c.end >= 0 else "hardly fell"
+        return f"no displacement: the chosen log-probability {how} ({amount(c.end)} {u}){grew}"
+    if f.verdict == "recovered":
+        down = f"fell by {-c.lowest:.3g} {u}, lowest about {d.log.axis} {c.lowest_step:g},"
+        return f"recovered: the chosen log-probability {down} and is back at {amount(c.end)}{grew}"
+    fell = f"the chosen log-probability fell by {-c.end:.3g} {u}"
+    if f.verdict == "displaced":
+        return f"displaced (severity {f.severity}): {fell}{grew}; probability went from both responses to others"
+    return f"degenerate: {f.cause}" if c.high >= 0 or "finite" in f.cause else f"degenerate: {fell}; {f.cause}"
+
+
+def evidence(d: "Diagnosis") -> tuple[str, ...]:
+    """The numbers behind the verdict."""
+    f, u, out = d.finding, d.scale.unit, []
+    for name, change in (("chosen", f.chosen), ("rejected", f.rejected)):
+        if change is not None:
+            out.append(f"{name} log-probability: {_with_interval(change)} {u}")
+    if f.margin is not None:
+        out.append(f"margin: {_with_interval(f.margin)} {u}")
+    if f.chosen is None:
+        return tuple(out)
+    c = f.chosen
+    if f.verdict in ("displaced", "degenerate"):
+        if f.margin is not None and f.margin.end > 0:
+            out.append(f"price: {-c.end / f.margin.end:.2g} of ln pi(chosen) lost for each unit of margin gained")
+        if f.relative is not None:
+            before = c.end / f.relative
+            out.append(
+                f"depth: the chosen started at ln pi = {before:.4g} on average; {f.relative:.0%} of that was lost"
+            )
+        if c.lowest < c.end - abs(c.end) / 10:
+            out.append(f"lowest on the way: {amount(c.lowest)} {u} about {d.log.axis} {c.lowest_step:g}")
+    if f.ranked is not None:
+        out.append(f"pairs ranked right at last: {f.ranked:.0%}")
+    if (
+        f.verdict == "no displacement"
+        and f.margin is not None
+        and max(abs(f.margin.low), abs(f.margin.high)) < abs(d.scale.threshold(0.1))
+    ):
+        out.append("hardly anything moved, the margin neither: has the training begun?")
+    m = c.window
+    where = f"mean of the last {m} entries" if m > 1 else "last entry"
+    what = "training batches of different pairs" if f.split == "train" else "the same pairs each time"
+    out.append(f"measured on {f.split} ({what}), {where}, up to {d.log.axis} {c.steps[-1]:g}, {_interval(f.split)}")
+    return tuple(out)
+
+
+def notes(d: "Diagnosis") -> tuple[str, ...]:
+    """What a reader should know about the numbers."""
+    out = [*d.log.notes, *d.scale.notes]
+    for other in d.findings:
+        if other is not d.finding and other.chosen and other.verdict != d.verdict:
+            out.append(f"on {other.split}: {other.verdict}, chosen {_with_interval(other.chosen)}")
+    if d.finding.split == "train":
+        out.append(
+            "training batches hold other pairs each time; an evaluation set in the log would be exact for its pairs"
+        )
+    if not d.scale.nats:
+        out.append(UNKNOWN_BETA)
+    return tuple(out)
+
+
+def _with_interval(c: Change) -> str:
+    return amount(c.end) if c.low == c.high else f"{amount(c.end)} [{amount(c.low)}, {amount(c.high)}]"
+
+
+def _interval(split: str) -> str:
+    return f"{CONFIDENCE:.0%} interval in brackets" if split == "train" else "jitter in brackets"
+
+
+def _count(d: "Diagnosis") -> str:
+    points = len(d.log.series(f"{d.scale.metric}_chosen", d.finding.split)[0])
+    return f"{points} of {d.finding.split}, where {MINIMUM if d.finding.split == 'train' else 1} are needed"

@@ -15,6 +15,7 @@ from sims.commands import (
     predict,
     remedy,
     scan,
+    score,
     signs,
     study,
     verify,
@@ -48,6 +49,21 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"displacement {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (demo, predict, scan, losses, check_loss, compare, remedy, verify, signs, certify, study, lm, bench):
+    for command in (
+        demo,
+        predict,
+        scan,
+        score,
+        losses,
+        check_loss,
+        compare,
+        remedy,
+        verify,
+        signs,
+        certify,
+        study,
+        lm,
+        bench,
+    ):
         command.add(commands)
     return top

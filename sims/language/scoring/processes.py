@@ -1,7 +1,7 @@
 """Several processes at one run: who one is, a common start, who is still alive.
 
-They share nothing but a folder of files. Launchers (`torchrun`, `accelerate launch`) say who one is by RANK and
-WORLD_SIZE; without these a process is alone, and nothing of torch.distributed is imported.
+They share nothing but a folder of files. Launchers (`torchrun`, `accelerate launch`, MPI's) say who one is in the
+environment; else a process is alone, and nothing of torch.distributed is imported.
 """
 
 import os
@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
+NAMES = (("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE"))
 MEET = timedelta(hours=1)  # how far apart the processes may be in reading the model
 
 
@@ -26,10 +27,13 @@ class Group:
     @classmethod
     def here(cls) -> "Group":
         """What the launcher says. Raises ValueError for numbers that do not fit."""
-        said = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-        if not all(text.isdecimal() for text in said) or not int(said[0]) < int(said[1]):
-            raise ValueError(f"RANK and WORLD_SIZE must be numbers with RANK < WORLD_SIZE, got {said[0]} and {said[1]}")
-        return cls(int(said[0]), int(said[1]))
+        names = next((pair for pair in NAMES if pair[1] in os.environ), None)
+        if names is None:
+            return cls()
+        rank, size = (os.environ.get(name, "") for name in names)
+        if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+            raise ValueError(f"{names[0]} must be a number below {names[1]}, got {rank!r} and {size!r}")
+        return cls(int(rank), int(size))
 
     @property
     def main(self) -> bool:

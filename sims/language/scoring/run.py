@@ -1,7 +1,7 @@
 """Scoring a data set of any size: in shards, by one process or several, resumed after a kill, joined at the end.
 
-Rows are cut into shards by their index. Each finished shard is one file in `<output>.shards/`, beside the manifest of the
-run; a shard depends on its rows and the manifest only, so the result is the same whoever scored which shard, and when.
+Rows are cut into shards by their index. Each finished shard is one file in `<output>.shards/`, beside the manifest of
+the run; a shard depends on its rows and the manifest only, so the result is the same whoever scored which shard, when.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from sims.files import to_json, write_atomically
 from sims.language.model import LanguageModel
 from sims.language.pairing import Example, tokenize
 from sims.language.scoring import manifest
+from sims.language.scoring.cautions import of_data
 from sims.language.scoring.processes import Group
 from sims.language.scoring.summary import FIRST, RANKED, Summary, Tally, highest, ranking, texts_of
 from theory import SolverError
@@ -37,6 +38,7 @@ def score_table(
     run: dict[str, Any],
     *,
     shard_rows: int = 1024,
+    overwrite: bool = False,
     restart: bool = False,
     group: Group | None = None,
     warnings: tuple[str, ...] = (),
@@ -51,6 +53,7 @@ def score_table(
     output : a new file or folder; `<output>.manifest.json` and, while at work, `<output>.shards/` are beside it.
     run : what the scores depend on (`manifest.manifest`); unfinished work is taken up only if it is the same.
     shard_rows : rows per shard, at most what a kill costs.
+    overwrite : whether columns of the table that have the name of a score are replaced.
     restart : discard what is there.
     group : the processes that share the work.
     warnings : shown with the result.
@@ -69,7 +72,7 @@ def score_table(
         if not group.main:
             return None
         _wait(folder, shards, group)
-        return _finish(table, folder, output, run, shards, warnings)
+        return _finish(folder, output, run, shards, overwrite, warnings)
     except KeyboardInterrupt:
         if group.main:
             tqdm.write(f"\n{len(_done(folder))} shards are kept in {str(folder)!r}: repeat the command to go on")
@@ -78,8 +81,8 @@ def score_table(
         group.end()
 
 
-def check_usable(model: LanguageModel, table: Any, layout: Any, max_length: int | None) -> None:
-    """A ValueError, before any work, if nothing at the beginning of a table can be used."""
+def check_usable(model: LanguageModel, table: Any, layout: Any, max_length: int | None) -> Example:
+    """The first example that can be used; a ValueError, before any work, if there is none near the beginning."""
     first = []
     for row in table.rows(0, LOOKED_AT):
         example = _example(layout, row)
@@ -91,7 +94,7 @@ def check_usable(model: LanguageModel, table: Any, layout: Any, max_length: int 
                 )
             try:
                 tokenize(model, example, max_length)
-                return
+                return example
             except ValueError as error:
                 example = error
         first.append(f"{row.where}: {example}")
@@ -187,7 +190,7 @@ def _wait(folder: Path, count: int, group: Group) -> None:
 
 
 def _finish(
-    table: Any, folder: Path, output: Path, run: dict[str, Any], count: int, warnings: tuple[str, ...]
+    folder: Path, output: Path, run: dict[str, Any], count: int, overwrite: bool, warnings: tuple[str, ...]
 ) -> Summary:
     """Join the shards: the output, its manifest, and the shards are removed."""
     from sims.language.data.table import open_table
@@ -200,9 +203,9 @@ def _finish(
     tally = Tally()
     for i in range(count):
         tally.add(_stored(folder, i))
-    columns = _joined(folder, count, tally.several)
-    write_table(output, again, columns, overwrite=True)
-    summary = tally.summary(str(output), data["path"], run["model"]["name_or_path"], warnings)
+    names = _stored(folder, 0)["columns"] if overwrite else ()
+    write_table(output, again, _joined(folder, count, tally.several), overwrite=tuple(names))
+    summary = tally.summary(str(output), data["path"], run["model"]["name_or_path"], (*warnings, *of_data(tally)))
     write_atomically(Path(f"{output}.manifest.json"), to_json({"run": run, "summary": summary.to_dict()}))
     _remove(folder)
     return summary

@@ -1,0 +1,56 @@
+"""What to know of a model and its data before their scores are used."""
+
+import torch
+
+from sims.language.model import LanguageModel
+from sims.language.pairing import Example
+from sims.language.scoring.summary import Tally
+
+FEW = 0.01  # share of pairs below which nothing is said
+
+
+def of_model(model: LanguageModel, head_deviation: float, example: Example) -> tuple[str, ...]:
+    """Cautions that need no scores.
+
+    head_deviation : largest difference of the model's logits from those of its states, nats.
+    example : one of the data set.
+    """
+    found = []
+    cap = getattr(model.network.config, "final_logit_softcapping", None)
+    if cap:
+        found.append(
+            f"the model caps its logits (final_logit_softcapping {cap:g}): CHES and alpha are derived for logits W h "
+            "and hold approximately; the log-probabilities and the probe are exact"
+        )
+    dtype = model.W.dtype
+    unit = torch.finfo(dtype).eps
+    if head_deviation > max(1e-3, 100 * unit):
+        found.append(
+            f"the model's logits differ from those of its head on its last states by {head_deviation:.2g} nats: "
+            "scores of the states do not see what it does in between"
+        )
+    if unit > 1e-4:
+        found.append(
+            f"weights in {str(dtype).removeprefix('torch.')}: states are rounded to about {100 * unit:.2g} %, so pairs "
+            "with close scores may change places; --dtype float32 settles it"
+        )
+    if isinstance(example.chosen, str) and model.tokenizer.chat_template:
+        found.append(
+            "the pairs are plain text, and the model has a chat template: they are scored as text, as TRL trains on "
+            "them; a trainer that puts them into the template sees other tokens"
+        )
+    return tuple(found)
+
+
+def of_data(tally: Tally) -> tuple[str, ...]:
+    """Cautions from what happened to the tokens."""
+    said = {
+        "boundary": "have a prompt whose end is tokenised otherwise before a response; the response is taken from "
+        "where the tokens part, as TRL does. A prompt that ends in a space is the usual cause",
+        "truncated": "lost the end of a response at max_length: what they differ in may be gone",
+    }
+    return tuple(
+        f"{count} pairs ({100 * count / tally.pairs:.1f} %) {said[kind]} (column `note`)"
+        for kind, count in sorted(tally.notes.items())
+        if tally.pairs and count > FEW * tally.pairs
+    )

@@ -266,7 +266,7 @@ class Encoder:
 
     @cached_property
     def head_deviation(self) -> float:
-        """Largest |logits of the whole network - logits from the states| on a short text, in nats.
+        """|logits of the whole network - logits from the states| / |logits| on a short text.
 
         Above rounding, the network does more with its states than W h + b with a known scale or soft cap.
         """
@@ -275,7 +275,7 @@ class Encoder:
             tokens = torch.as_tensor(text, device=self.device)
             whole = self.model.network(input_ids=tokens, use_cache=False).logits
             ours = self.model.logits(self._plain(text.tolist(), text.shape[1]))
-        return float((whole - ours).abs().max())
+        return _deviation(whole, ours)
 
 
 def _longest(pair: PreferencePair) -> int:

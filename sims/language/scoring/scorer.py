@@ -20,9 +20,10 @@ Sums are float64, whatever the dtype of the weights. A pair that cannot be score
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from sims.language.preferences import PreferencePair
 from sims.language.scoring.encoder import BATCH_TOKENS, Encoded, Encoder
 from sims.language.scoring.head import alpha_term, log_probs
 from sims.language.scoring.probe import PROBE, Probe
+from theory import __version__
 from theory._check import check_count, unknown
 from theory.ches import ches_scores, edit_similarity, last_hidden_inner_product
 
@@ -43,12 +45,32 @@ OF_STATES = frozenset(("ches", "ln_ches", "last_hidden", *LOGPS, "alpha"))
 HEAD_NOISE = 1e-3  # relative; above it logits are not what the states and the unembedding give
 
 
+_LIVE: WeakValueDictionary[str, "Scorer"] = WeakValueDictionary()
+
+
 class Scorer:
+    """Scores pairs, examples, or the batches of `datasets.Dataset.map(scorer, batched=True)`.
+
+    Parameters
+    ----------
+    model : in evaluation mode; its weights stay as they are.
+    columns : names among COLUMNS.
+    layout, columns_map : for batches of a data set, as in `sims.language.data.layouts.detect_layout`.
+    max_length : most tokens of prompt and response, as in TRL (default: what the model takes).
+    batch_tokens, padding_side : how many tokens the network reads at a time, and where padding goes; scores do not
+        depend on either beyond rounding.
+
+    Raises ValueError for unknown columns, and for log-probabilities or `alpha` of a model whose logits are not made of
+    its states as its configuration says.
+    """
+
     def __init__(
         self,
         model: LanguageModel,
         columns: Sequence[str] = DEFAULT,
         *,
+        layout: str | None = None,
+        columns_map: Mapping[str, str] | None = None,
         max_length: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         padding_side: str = "right",
@@ -60,6 +82,29 @@ class Scorer:
         self.max_length = None if max_length is None else check_count(max_length, "max_length")
         self.encoder = Encoder(model, batch_tokens=batch_tokens, padding_side=padding_side)
         self.probe = Probe(model) if set(PROBE).intersection(columns) else None
+        self.layout, self.columns_map = layout, dict(columns_map or {})
+        asked = {*LOGPS, "alpha"}.intersection(columns)
+        if asked and not self.encoder.head_deviation <= HEAD_NOISE:
+            raise ValueError(
+                f"columns {sorted(asked)} need logits that are made of the last states, those of this model "
+                f"({type(model.network).__name__}) differ by {self.encoder.head_deviation:.1g} of their size"
+            )
+
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Columns for a batch of rows, column -> values, as `datasets` hands it over."""
+        from sims.language.data.layouts import detect_layout
+
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        layout = detect_layout(rows, self.layout, self.columns_map)
+        return self.score_examples([_read(layout, row) for row in rows])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A name instead of the weights: `datasets` hashes a function by its pickle, and hands it to processes that it
+        forks off this one, where the name is known."""
+        of = (self.columns, self.layout, self.columns_map, self.max_length, self.encoder.batch_tokens)
+        key = f"{self.model.fingerprint} {__version__} {of} {self.encoder.left}"
+        _LIVE[key] = self
+        return _recall, (key,)
 
     def score(self, pairs: Sequence[PreferencePair]) -> dict[str, list[float]]:
         """The columns of every pair, in the order given; NaN in all of them for a pair that cannot be scored."""
@@ -79,8 +124,8 @@ class Scorer:
             rows[i] |= of_tokens(pairs[i])
             if self.probe:
                 rows[i] |= self.probe(pairs[i])
-            if not all(math.isfinite(rows[i][name]) for name in self.columns):
-                reasons[i] = "the model's states are not finite (NaN or inf)"
+            if bad := [name for name in self.columns if not math.isfinite(rows[i][name])]:
+                reasons[i] = f"the model computes NaN or infinity: {', '.join(bad)}"
         lost = dict.fromkeys(self.columns, math.nan)
         rows = [lost if reason else row for row, reason in zip(rows, reasons, strict=True)]
         return {name: [row[name] for row in rows] for name in self.columns}, reasons
@@ -117,13 +162,14 @@ class Scorer:
         nothing = [math.nan] * len(self.columns)
         rows = [(*next(scored), t.note) if isinstance(t, Tokenized) else (*nothing, str(t), "") for t in flat]
         out: dict[str, list[Any]] = {name: [] for name in names}
+        # A row that could not be read is like the others, as a column has one type.
+        usual = any(isinstance(e, Example) and e.several for e in examples)
         at = 0
         for example, own in zip(examples, found, strict=True):
-            mine = rows[at : at + len(own)]
+            several = example.several if isinstance(example, Example) else usual
+            for name, *values in zip(names, *rows[at : at + len(own)], strict=True):
+                out[name].append(values if several else values[0])
             at += len(own)
-            for name, values in zip(names, zip(*mine, strict=True), strict=True):
-                several = isinstance(example, Example) and example.several
-                out[name].append(list(values) if several else values[0])
         return out
 
     def _tokenized(self, example: Example | ValueError) -> list[Tokenized | ValueError]:
@@ -139,6 +185,19 @@ class Scorer:
         return out or [ValueError("rejected holds no response")]
 
 
+def _recall(key: str) -> Scorer:
+    if key not in _LIVE:
+        raise ValueError("a Scorer does not travel to a process that was not forked off its own: make it there")
+    return _LIVE[key]
+
+
+def _read(layout: Any, row: Mapping[str, Any]) -> Example | ValueError:
+    try:
+        return layout.example(row)
+    except ValueError as error:
+        return error
+
+
 def of_tokens(pair: PreferencePair) -> dict[str, float]:
     """The columns that need no model."""
     y, z = pair.preferred, pair.dispreferred
@@ -146,8 +205,8 @@ def of_tokens(pair: PreferencePair) -> dict[str, float]:
     same = next((i for i in range(shorter) if y[i] != z[i]), shorter)
     return {
         "edit_distance": -edit_similarity(y, z),
-        "len_chosen": len(y),
-        "len_rejected": len(z),
+        "len_chosen": float(len(y)),
+        "len_rejected": float(len(z)),
         "shared_prefix": same / shorter,
     }
 

@@ -2,9 +2,10 @@
 
 Evaluations measure the same pairs each time: the change is exact for these pairs, and only turning back and forth
 between evaluations counts as noise. Training values are means over different pairs: the end is the mean of the last
-quarter, its noise is read from differences of neighbours (von Neumann), which a slow trend does not inflate.
+sqrt(n) of n, its noise is read from differences of neighbours (von Neumann), which a slow trend does not inflate.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,8 +15,7 @@ from scipy.stats import t as student
 
 Array = NDArray[np.float64]
 
-CONFIDENCE = 0.99  # two-sided, of the end level
-TAIL = 4  # the end is the last 1/TAIL of the points
+CONFIDENCE = 0.95  # two-sided, of the end level
 MINIMUM = 6  # training points below which nothing is said
 JITTER = 3.0  # standard deviations of the turns of evaluations
 TURN = 2 / 3 * 1.1730  # mean square of `_turns` of independent standard Gaussians: order statistics of three
@@ -59,7 +59,7 @@ def measure(steps: Array, values: Array, fixed: bool, start: float | None = 0.0,
     own = start is None  # the first values are used up
     if n < (1 + own if fixed else MINIMUM):
         return None
-    m = max(1, n // TAIL) if fixed else max(3, n // TAIL)
+    m = max(1, math.isqrt(n) // 2) if fixed else max(3, math.isqrt(n))
     if own:
         start = float(values[:1].mean() if fixed else values[:m].mean())
     x = values - (start or 0.0)

@@ -158,7 +158,8 @@ def _dictionary(piece: str) -> dict[str, Any] | None:
         return None
     if not isinstance(tree, ast.Dict):
         return None
-    return {k.value: _constant(v) for k, v in zip(tree.keys, tree.values, strict=True) if isinstance(k, ast.Constant)}
+    pairs = zip(tree.keys, tree.values, strict=True)
+    return {str(k.value): _constant(v) for k, v in pairs if isinstance(k, ast.Constant)}
 
 
 def _constant(node: ast.expr) -> Any:

@@ -23,10 +23,10 @@ HALF, RISE, RISE_NATS, DROP = 0.5, 2.0, 1.0, 0.1  # collapse: of token accuracy;
 
 # In order: the first that holds. "Noise included": the whole interval of the change is beyond the limit.
 RULES: dict[Name, str] = {
-    "degenerate": "the last loss or reward is not finite; or the chosen fell as under 'displaced' and the margin grew by "
-    f"less than {LEARNED:.0%} of that fall (also on the training batches, and there not beyond noise); or the chosen "
-    f"fell and their token accuracy is at most {HALF:.0%} of its start, or the entropy per token at least {RISE:g} "
-    f"times its start (and {RISE_NATS:g} nat above) or at most {DROP:.0%} of it",
+    "degenerate": "the last loss or reward is not finite; or the chosen fell as under 'displaced' and the margin grew "
+    f"by less than {LEARNED:.0%} of that fall (also on the training batches, and there not beyond noise); or it fell "
+    f"and the token accuracy of the chosen is at most {HALF:.0%} of its start, or the entropy per token at least "
+    f"{RISE:g} times its start (and {RISE_NATS:g} nat above) or at most {DROP:.0%} of it",
     "displaced": f"at the end the chosen log-probability is below its start by more than {THRESHOLD:g} nats, noise "
     "included, while the margin grew",
     "recovered": f"on the way the chosen log-probability was below its start by more than {THRESHOLD:g} nats, noise "

@@ -18,6 +18,7 @@ from sims.commands import (
     score,
     signs,
     study,
+    validate,
     verify,
 )
 from sims.commands._shared import EXIT_FAILED, EXIT_USAGE
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
         predict,
         scan,
         score,
+        validate,
         losses,
         check_loss,
         compare,

@@ -1,0 +1,292 @@
+"""Does a score foretell which pairs lower ln pi(y+) on this data and this model? Train on some, and see.
+
+Pairs are scored by the model as it is, then it is trained for a few steps on each pair alone (or on disjoint subsets),
+always from the same weights, and the change of ln pi(y+) is compared with the scores. A first-order score cannot be
+judged at an arbitrary step size: unless a learning rate is given, one is sought at which the margin grows by about one
+nat in the median run.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from sims.descent import Optimizer
+from sims.files import write_atomically
+from sims.language.model import LanguageModel
+from sims.language.pairing import tokenize
+from sims.language.preferences import PreferencePair
+from sims.language.scoring.scorer import Scorer
+from sims.language.validation_record import LENGTH, PERCENTILES, SCORES, Validation
+from sims.language.validation_runs import Course, Kept, Restarts
+from theory import __version__
+from theory._check import POSITIVE, SolverError, check_count, check_number, unknown
+from theory.losses import Loss, Pair
+
+Array = NDArray[np.float64]
+
+# As trainers name them; TRL's AdamW comes without weight decay, and is then Adam.
+OPTIMIZERS = {"sgd": "sgd", "sign": "sign", "rmsprop": "rmsprop", "adam": "adam", "adamw": "adam"}
+FEWEST = 8  # runs that a rank correlation is computed from
+TRIED = 8  # runs that a learning rate is sought with
+CLOSE = (0.7, 1.4)  # times the margin gain asked for
+SPARE = 2  # rows drawn per pair wanted: some cannot be used
+# Columns of the scorer, by what they cost.
+GROUPS = {
+    "no model": ("edit_distance", "len_chosen", "len_rejected"),
+    "forward": ("ches", "ln_ches", "last_hidden"),
+    "logits": ("alpha",),
+    "backward": ("gradient_step_chosen", "gradient_step_margin", "sign_step_chosen", "sign_step_margin"),
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pairs of a data set and where they stand in it; rows looked at that cannot be used, with reasons."""
+
+    pairs: tuple[PreferencePair, ...]
+    where: tuple[str, ...]
+    rows: int
+    unusable: tuple[tuple[str, str], ...]
+
+
+def draw_pairs(
+    model: LanguageModel, table: Any, layout: Any, count: int, *, seed: int = 0, max_length: int | None = None
+) -> Drawn:
+    """`count` pairs of a table at random (fewer if it has not so many that can be used), one per row, read in one pass.
+
+    rows : of the table. Of several rejected responses one is drawn.
+    """
+    rng = np.random.default_rng([seed, 5])
+    held: list[Any] = []
+    seen = -1
+    for seen, row in enumerate(table.rows()):  # a reservoir: every row is as likely to be held
+        if len(held) < SPARE * count:
+            held.append(row)
+        elif (i := int(rng.integers(seen + 1))) < len(held):
+            held[i] = row
+    pairs, where, unusable = [], [], []
+    for i in rng.permutation(len(held)):
+        row = held[i]
+        if len(pairs) == count:
+            break
+        try:
+            if row.problem:
+                raise ValueError(row.problem)
+            found = tokenize(model, layout.example(row.values), max_length)
+        except ValueError as error:
+            unusable.append((row.where, str(error)))
+            continue
+        pairs.append(found[int(rng.integers(len(found)))].pair)
+        where.append(row.where)
+    return Drawn(tuple(pairs), tuple(where), seen + 1, tuple(unusable))
+
+
+def validate(
+    model: LanguageModel,
+    pairs: Sequence[PreferencePair],
+    loss: Loss,
+    optimizer: str = "adamw",
+    *,
+    learning_rate: float | None = None,
+    margin_gain: float = 1.0,
+    steps: int = 10,
+    subset_size: int = 1,
+    percentiles: bool = False,
+    seed: int = 0,
+    where: Sequence[str] | None = None,
+    folder: str | Path | None = None,
+    progress: bool = False,
+) -> Validation:
+    """Score, train, compare.
+
+    Parameters
+    ----------
+    model : its network is trained in place and has its weights back afterwards, to the bit.
+    loss : a function of the log-probabilities of whole responses; the model as it is, is its reference.
+    optimizer : one of OPTIMIZERS, with torch's defaults and no weight decay.
+    learning_rate : None seeks one at which the margin grows by `margin_gain` nats in the median run.
+    steps : of each run, every one on all pairs of the run.
+    subset_size : pairs per run; more than one are drawn by `seed` into disjoint subsets, and scores are averaged.
+    percentiles : also train on the `subset_size` pairs around five percentiles of each score (the paper's protocol).
+    where : what the pairs are called. folder : where scores and runs are kept as they finish; interrupted work goes on.
+
+    Raises ValueError for bad arguments and too few pairs, SolverError if a run leaves float range.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(unknown("optimizer", optimizer, OPTIMIZERS))
+    check_number(margin_gain, "margin_gain", POSITIVE)
+    size, keep = check_count(subset_size, "subset_size"), None if folder is None else Path(folder)
+    if percentiles and size < 2:
+        raise ValueError("percentiles needs subsets: subset_size must be at least 2, got 1")
+    _check_enough(len(pairs), size)
+    label = [f"pair {i}" for i in range(len(pairs))] if where is None else list(where)
+    columns, seconds = _scored(model, pairs, keep, progress)
+    usable = [i for i in range(len(pairs)) if all(math.isfinite(x[i]) for x in columns.values())]
+    _check_enough(len(usable), size)
+    columns = {name: x[usable] for name, x in columns.items()}
+    pairs, label = [pairs[i] for i in usable], [label[i] for i in usable]
+
+    with Restarts(model, loss, steps, pairs[0]) as restarts:
+        slopes, exact = _slopes(loss, columns)
+        subsets = _subsets(len(pairs), size, seed)
+        kept = Kept(restarts, keep, model=model.fingerprint)
+        lr, tried = learning_rate, 0
+        if lr is None:
+            first = [[pairs[i] for i in rows] for rows in subsets[:TRIED]]
+            guess = _guess(columns, slopes, optimizer, steps)
+            lr, tried = _sought(kept, first, OPTIMIZERS[optimizer], guess, margin_gain, progress)
+        opt = Optimizer(OPTIMIZERS[optimizer], lr)
+        scores = oriented(columns, slopes if exact else np.ones(len(pairs)))
+        around = {n: [around_percentile(x, p, size) for p in PERCENTILES] for n, x in scores.items() if percentiles}
+        plan = [*subsets, *(rows for own in around.values() for rows in own)]
+        done = _trained(kept, [[pairs[i] for i in rows] for rows in plan], opt, progress)
+    chosen, rejected = (np.stack([x.mean(axis=1) for x in own]) for own in zip(*(c[:2] for c in done), strict=True))
+    n = len(subsets)
+    change = iter(chosen[n:, -1] - chosen[n:, 0])
+    parameters = {
+        "fingerprint": model.fingerprint,
+        "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
+        "loss": repr(loss),
+        "optimizer": optimizer,
+        "learning_rate": lr,
+        "sought": tried,  # rates tried; 0: it was given
+        "margin_gain": margin_gain,
+        "steps": steps,
+        "subset_size": size,
+        "pairs": len(pairs),
+        "left_out": [label[i] for i in range(len(label)) if i not in set(usable)],
+        "seed": seed,
+        "moved": min(c.moved for c in done),
+        "exact": exact,  # whether the gradient probe is the first-order change of this loss
+        "version": __version__,
+    }
+    return Validation(
+        parameters,
+        tuple(label),
+        scores,
+        tuple(map(tuple, subsets)),
+        chosen[:n],
+        rejected[:n],
+        {name: np.array([next(change) for _ in PERCENTILES]) for name in around},
+        seconds | {"run": float(np.median([c.seconds for c in done[:n]]))},
+    )
+
+
+def _check_enough(pairs: int, size: int) -> None:
+    if pairs < FEWEST * size:
+        runs = "pairs" if size == 1 else f"subsets of {size}"
+        raise ValueError(f"pairs must make at least {FEWEST} {runs}, only {pairs} pairs can be used")
+
+
+def _subsets(count: int, size: int, seed: int) -> list[list[int]]:
+    """Disjoint subsets: runs that share no pair are independent."""
+    if size == 1:
+        return [[i] for i in range(count)]
+    order = np.random.default_rng([seed, 6]).permutation(count).tolist()
+    return [sorted(order[i : i + size]) for i in range(0, count - size + 1, size)]
+
+
+def around_percentile(values: Array, percentile: float, size: int) -> list[int]:
+    """Indices of the `size` values around a percentile."""
+    start = round((len(values) - size) * percentile / 100)
+    return sorted(np.argsort(values, kind="stable")[start : start + size].tolist())
+
+
+def oriented(columns: dict[str, Array], slopes: Array) -> dict[str, Array]:
+    """Scores by name, larger where a deeper fall is expected. slopes (N,) : of the loss, which its gradient carries."""
+    columns = columns | {LENGTH: columns["len_rejected"] - columns["len_chosen"]}
+    columns["gradient_step_chosen"] = slopes * columns["gradient_step_chosen"]
+    return {name: about.sign * columns[name] for name, about in SCORES.items()}
+
+
+def _scored(
+    model: LanguageModel, pairs: Sequence[PreferencePair], folder: Path | None, progress: bool
+) -> tuple[dict[str, Array], dict[str, float]]:
+    """Columns of the scorer and the reference log-probabilities, and seconds per pair of each group."""
+    source = {"version": __version__, "model": model.fingerprint, "pairs": [list(map(list, p)) for p in pairs]}
+    file = None if folder is None else folder / "scores.json"
+    if file is not None and file.is_file():
+        try:
+            found = json.loads(file.read_bytes())
+            if found["source"] == source:
+                return {k: np.array(v, dtype=np.float64) for k, v in found["columns"].items()}, found["seconds"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"stored scores {str(file)!r} are damaged ({error}): delete them") from error
+    columns, seconds = {}, {}
+    groups = {**GROUPS, "references": ("ref_chosen_logps", "ref_rejected_logps")}
+    for name, wanted in tqdm(groups.items(), desc=f"scores of {len(pairs)} pairs", disable=not progress):
+        begun = perf_counter()
+        found = Scorer(model, columns=wanted).score(pairs)
+        columns |= {column: np.array(found[column], dtype=np.float64) for column in wanted}
+        seconds[name] = (perf_counter() - begun) / len(pairs)
+    if file is not None:
+        plain = {"columns": {k: v.tolist() for k, v in columns.items()}, "seconds": seconds}
+        write_atomically(file, json.dumps({"source": source, **plain}) + "\n")
+    return columns, seconds
+
+
+def _slopes(loss: Loss, columns: dict[str, Array]) -> tuple[Array, bool]:
+    """(N,) how hard the loss pushes each pair at the reference, and whether it pushes y+ up as hard as y- down: only
+    then are the probes, made for losses of the margin, its exact first-order changes."""
+    a, b, n_w, n_l = (
+        columns[name][:, None] for name in ("ref_chosen_logps", "ref_rejected_logps", "len_chosen", "len_rejected")
+    )
+    d_w, d_l = (d[:, 0] for d in loss.incentives(Pair(a, b, a, b, n_w, n_l)))
+    return (d_w + d_l) / 2, bool(np.allclose(d_w, d_l, rtol=1e-6))
+
+
+def _guess(columns: dict[str, Array], slopes: Array, optimizer: str, steps: int) -> float:
+    """The rate at which the median pair's margin would grow by 1 nat, to first order."""
+    if optimizer == "sgd":
+        speed = np.median(slopes * columns["gradient_step_margin"])
+    else:  # RMSprop's first steps are ten times longer; the search mends it
+        speed = np.median(columns["sign_step_margin"])
+    return 1 / (steps * float(speed)) if speed > 0 else 1e-6
+
+
+def _sought(
+    kept: Kept, subsets: Sequence[Sequence[PreferencePair]], name: str, guess: float, gain: float, progress: bool
+) -> tuple[float, int]:
+    """A learning rate at which the median margin of the runs grows by `gain`, and the number of rates tried."""
+    rate, median = guess * gain, math.nan
+    for tried in range(1, 11):
+        rate = float(f"{rate:.2g}")
+        runs = tqdm(subsets, desc=f"trying learning rate {rate:g}", disable=not progress, leave=False)
+        median = float(np.median([kept.run(own, Optimizer(name, rate)).gain for own in runs]))
+        if CLOSE[0] * gain <= median <= CLOSE[1] * gain:
+            return rate, tried
+        # A run that left float range, or whose margin fell, went too far.
+        rate *= min(10.0, max(0.1, gain / median)) if median > 0 else 0.1
+    raise SolverError(
+        f"no learning rate was found at which the margin grows by about {gain:g} nat (by {median:+.2g} at the last "
+        "one tried): give one"
+    )
+
+
+def _trained(
+    kept: Kept, subsets: Sequence[Sequence[PreferencePair]], optimizer: Optimizer, progress: bool
+) -> list[Course]:
+    """All runs. Says how long they take before it starts."""
+    begun = kept.run(subsets[0], optimizer)
+    left = sum(not kept.has(own, optimizer) for own in subsets)
+    if progress and left:
+        time = timedelta(seconds=round(begun.seconds * left))
+        print(f"{left} runs of {kept.restarts.steps} steps, about {time} in all", file=sys.stderr)
+    done = []
+    with tqdm(total=len(subsets), initial=len(subsets) - left, desc="runs", disable=not progress) as bar:
+        for own in subsets:
+            bar.update(not kept.has(own, optimizer))
+            done.append(kept.run(own, optimizer))
+            if not np.isfinite(done[-1].chosen + done[-1].rejected).all():
+                raise SolverError(f"a run with {optimizer!r} left float range: try a smaller learning rate")
+    return done

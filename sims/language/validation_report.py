@@ -1,0 +1,127 @@
+"""The report of a validation, for a terminal: what a practitioner asks first, then the table, then the rule."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sims.language.ranks import LEVEL
+from sims.language.validation_record import DROPPED, LENGTH, PERCENTILES, PROBES, SCORES, WORTH, Finding, Validation
+
+VERDICTS = {
+    "useful": "useful",
+    "no better than length": "no better than the difference in response length",
+    "useless": "useless",
+    "misleading": "misleading (the higher it is, the less falls)",
+}
+FEW = 5  # falls
+
+
+def report(data: Validation) -> str:
+    """All of it."""
+    return "\n".join([*_answer(data), "", *_runs(data), "", *_table(data), *_percentiles(data), "", *_rule(data)])
+
+
+def sentence(data: Validation, f: Finding) -> str:
+    """The verdict on one score in words."""
+    if f.needed is None:
+        return f"rho = {f.rho}: {VERDICTS[f.verdict]}"
+    pairs = f.needed * data.parameters["subset_size"]
+    unit = "pairs" if data.alone else "subsets"
+    return f"rho = {f.rho}: undecided with {len(data.runs)} {unit}; --pairs {pairs} should decide"
+
+
+def _answer(data: Validation) -> Iterator[str]:
+    unit = "pairs, each trained on alone" if data.alone else f"subsets of {data.parameters['subset_size']} pairs"
+    fell, runs = int((data.fall() > 0).sum()), len(data.runs)
+    yield (
+        f"The chosen log-probability fell for {fell} of {runs} {unit}, by the time the margin had grown by "
+        f"{np.median(data.margin()):.2g} nat (median)."
+    )
+    if not fell:
+        yield "There is no fall to foretell at this distance: scores are compared with the rise. Try --margin_gain 10."
+    yield "Which score tells beforehand where it falls?"
+    best = data.findings[0]
+    yield f"  best predictor: {best.label}, {sentence(data, best)}"
+    free = next(f for f in data.findings if f.name not in PROBES)
+    if free is not best:
+        yield f"  best without backward passes: {free.label}, {sentence(data, free)}"
+    for name in ("ches", LENGTH):
+        if name not in (best.name, free.name):
+            yield f"  {SCORES[name].label}: {sentence(data, data.finding(name))}"
+    if _lifts(data):
+        kept = best.removed[1], data.lift(None, DROPPED[1])[0]
+        yield (
+            f"Dropping the {DROPPED[1]:.0%} of pairs that the best ranks highest would have removed {kept[0]:.0%} of "
+            f"all falls (CHES: {data.finding('ches').removed[1]:.0%}; the best order: {kept[1]:.0%})."
+        )
+
+
+def _runs(data: Validation) -> Iterator[str]:
+    p = data.parameters
+    if unusable := p.get("unusable"):
+        yield f"{len(unusable)} rows that were drawn cannot be used: " + "; ".join(unusable[:5])
+    if p.get("asked", 0) > p["pairs"]:
+        yield f"{p['asked']} pairs were asked for, {p['pairs']} could be used."
+    found = "sought" if p["sought"] else "given"
+    yield (
+        f"Trained with {p['loss']}, {p['optimizer']}, {p['steps']} steps, learning rate {p['learning_rate']:g} "
+        f"({found}), {p['dtype']}; {data.seconds['run']:.2g} s a run. Mean change of the chosen log-probability: "
+        f"{-data.fall().mean():+.2g} nat."
+    )
+    if p["moved"] < 0.99:
+        yield (
+            f"Attention: {1 - p['moved']:.0%} of the weights that the first step should move stayed where they were: "
+            f"too small a step for {p['dtype']}. Use --dtype float32."
+        )
+    if p["left_out"]:
+        yield f"Left out, for want of a finite score: {', '.join(p['left_out'])}."
+    if not p["exact"]:
+        yield "This loss is no function of the margin alone: the probes are not its exact first-order changes."
+
+
+def _table(data: Validation) -> Iterator[str]:
+    lifts = _lifts(data)
+    drop = "drop " + "/".join(f"{100 * q:.0f}" for q in DROPPED) + " %"
+    heads = ("rho, at the end", "at equal length", "after 1 step")
+    yield f"  {'':27}" + "".join(f"{x:>21}" for x in heads) + (f"{drop:>16}" if lifts else "") + "   verdict"
+    for f in data.findings:
+        cells = "".join(f"{x!s:>21}" for x in (f.rho, f.beyond or "", f.early))
+        removed = f"{' '.join(f'{x:4.0%}' for x in f.removed):>16}" if lifts else ""
+        cost = f"{SCORES[f.name].cost}, {_seconds(data, f.name):.1g} s"
+        yield f"  {f.label:27}{cells}{removed}   {f.verdict} ({cost})"
+    if lifts:
+        yield f"  {'the best order':90}{' '.join(f'{data.lift(None, q)[0]:4.0%}' for q in DROPPED):>16}"
+
+
+def _lifts(data: Validation) -> bool:
+    """Whether it can be said what dropping pairs removes: of pairs, and with enough falls to speak of shares."""
+    return data.alone and int((data.fall() > 0).sum()) >= FEW
+
+
+def _seconds(data: Validation, name: str) -> float:
+    cost = SCORES[name].cost
+    for part in ("backward", "logits", "forward"):
+        if part in cost:
+            return data.seconds[part]
+    return data.seconds["no model"]
+
+
+def _percentiles(data: Validation) -> Iterator[str]:
+    if not data.percentiles:
+        return
+    size = data.parameters["subset_size"]
+    yield ""
+    yield f"  {size} pairs around a percentile of a score, trained on together: mean change of ln pi(chosen), nats"
+    yield f"  {'':27}" + " ".join(f"{p:>8}%" for p in PERCENTILES)
+    for name, change in data.percentiles.items():
+        yield f"  {SCORES[name].label:27}" + " ".join(f"{x:+9.2g}" for x in change)
+
+
+def _rule(data: Validation) -> Iterator[str]:
+    yield "rho: Spearman correlation with the measured fall, of the score so signed that higher means a deeper fall is"
+    yield f"expected; +1 ranks all rightly. The intervals of a column pair hold together with {LEVEL:.0%} (bootstrap)."
+    yield f"useless: interval below {WORTH:g}; useful: above 0, also at equal length difference; no better than length:"
+    yield f"above 0, but at equal length below {WORTH:g}; else undecided. In brackets the cost per pair."
+    if _lifts(data):
+        yield "drop: share of all falls (their sum) removed by dropping the highest-scored pairs. It counts what a pair"
+        yield "does to itself; for what pairs do to each other, measure subsets (--subset_size 8)."

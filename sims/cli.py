@@ -10,6 +10,8 @@ from sims.commands import (
     check_loss,
     compare,
     demo,
+    diagnose,
+    filter,
     lm,
     losses,
     predict,
@@ -52,9 +54,11 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (
         demo,
+        diagnose,
         predict,
         scan,
         score,
+        filter,
         validate,
         losses,
         check_loss,

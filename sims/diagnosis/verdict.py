@@ -161,10 +161,9 @@ def diagnose(
 
 def _judge(log: Log, scale: Scale, split: str, limit: float, train_margin: Change | None) -> Finding:
     chosen, rejected, margin = (_change(log, scale, split, name) for name in ("chosen", "rejected", "margin"))
-    ranked = log.together(split, "accuracy")[-1:, 1]
-    finding = Finding(
-        split, "undecided", "none", chosen, rejected, margin, ranked=float(ranked[0]) if len(ranked) else None
-    )
+    ranked = log.together(split, "accuracy")[-(chosen.window if chosen else 1) :, 1]
+    finding = Finding(split, "undecided", "none", chosen, rejected, margin)
+    finding = replace(finding, ranked=float(ranked.mean()) if len(ranked) else None)
     broken = _not_finite(log, split)
     if broken:
         return replace(finding, verdict="degenerate", severity="high", cause=broken)

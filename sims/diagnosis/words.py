@@ -22,7 +22,8 @@ def sentence(d: "Diagnosis") -> str:
     """The verdict in one sentence, without a full stop."""
     f, u = d.finding, d.scale.unit
     c = f.chosen
-    grew = "" if f.margin is None else f" while the margin changed by {amount(f.margin.end)}"
+    m = 0.0 if f.margin is None else f.margin.end
+    grew = f" while the margin {'grew' if m > 0 else 'fell'} by {abs(m):.3g}" if m else ""
     if c is None:
         said = f.cause or f"too few entries ({_count(d)}) to tell a change from noise"
         return f"{f.verdict}: {said}"
@@ -62,7 +63,7 @@ def evidence(d: "Diagnosis") -> tuple[str, ...]:
         if c.lowest < c.end - abs(c.end) / 10:
             out.append(f"lowest on the way: {amount(c.lowest)} {u} about {d.log.axis} {c.lowest_step:g}")
     if f.ranked is not None:
-        out.append(f"pairs ranked right at last: {f.ranked:.0%}")
+        out.append(f"pairs ranked right at the end: {f.ranked:.0%}")
     if (
         f.verdict == "no displacement"
         and f.margin is not None

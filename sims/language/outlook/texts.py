@@ -1,0 +1,163 @@
+"""A prompt, a pair and candidate responses as tokens, and what a user should know of how they came about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sims.language.model import LanguageModel
+from sims.language.responses import Ids, sample
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a model.
+
+    text : the prompt, as it was given. prompt : its tokens. responses : y+, y-, then the candidates. texts, roles :
+    of each ("y+", "y-", "candidate", "sampled"). notes : in words.
+    """
+
+    text: str
+    prompt: Tokens
+    responses: tuple[Tokens, ...]
+    texts: tuple[str, ...]
+    roles: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def single(self) -> bool:
+        """Whether y+ and y- are one token each."""
+        return all(len(y) == 1 for y in self.responses[:2])
+
+
+def ask(
+    model: LanguageModel,
+    prompt: str,
+    preferred: str,
+    dispreferred: str,
+    *,
+    candidates: Sequence[str] = (),
+    samples: int = 0,
+    max_new_tokens: int = 16,
+    chat: bool = False,
+    eos: bool = False,
+    seed: int = 0,
+) -> Question:
+    """Texts as this model sees them.
+
+    Parameters
+    ----------
+    preferred, dispreferred, candidates : responses; whether one begins with a space matters.
+    samples : responses to draw from the model besides, of at most `max_new_tokens` tokens; equal ones count once.
+    chat : the prompt is what a user says, put into the model's chat template.
+    eos : end every response with the token that ends a text, as trainers do for plain text.
+
+    Raises ValueError for an empty prompt or response, words that the model does not know, y+ = y-, or more tokens than
+    it takes.
+    """
+    if not prompt.strip():
+        raise ValueError("prompt is empty")
+    text = _chat(model, prompt) if chat else prompt
+    tokenizer = model.tokenizer
+    encode = lambda x: tokenizer(x, add_special_tokens=not chat)["input_ids"]  # noqa: E731
+    roles = ["y+", "y-", *["candidate"] * len(candidates)]
+    texts = [preferred, dispreferred, *candidates]
+    for name, y in zip(("preferred", "dispreferred", *roles[2:]), texts, strict=True):
+        if not y:
+            raise ValueError(f"{name} is empty")
+    start, whole = encode(text), [encode(text + y) for y in texts]
+    n = min(shared(start, ids) for ids in whole)
+    notes = []
+    if n < len(start):
+        lost = tokenizer.decode(start[n:])
+        notes.append(f"the end of the prompt, {lost!r}, is tokenised otherwise before a response and goes to it.")
+    if not n:
+        raise ValueError("prompt is empty: its first token is tokenised otherwise before a response")
+    prompt_ids, responses = tuple(whole[0][:n]), [tuple(ids[n:]) for ids in whole]
+    for name, y, ids in zip(("preferred", "dispreferred", *roles[2:]), texts, responses, strict=True):
+        _check(model, name, y, ids)
+    notes += [
+        note for y, ids in zip(texts[:2], responses, strict=False) if (note := _spelling(encode, text, y, ids, model))
+    ]
+    if eos:
+        responses = [(*ids, model.end) for ids in responses]
+    if responses[0] == responses[1]:
+        raise ValueError(
+            f"preferred and dispreferred must differ, both are {preferred!r} ({_pieces(model, responses[0])})"
+        )
+    _fit(model, prompt_ids, responses)
+    drawn = _sampled(model, prompt_ids, samples, max_new_tokens, seed) if samples else {}
+    known = set(responses)
+    fresh = {ids: count for ids, count in drawn.items() if ids not in known}
+    responses += list(fresh)
+    texts += [tokenizer.decode(list(ids)) for ids in fresh]  # with the token that ends them, if there is one
+    return Question(
+        prompt, prompt_ids, tuple(responses), tuple(texts), (*roles, *["sampled"] * len(fresh)), tuple(notes)
+    )
+
+
+def _chat(model: LanguageModel, prompt: str) -> str:
+    if not model.tokenizer.chat_template:
+        raise ValueError("chat needs a model whose tokenizer has a chat template, this one has none")
+    try:
+        return model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # templates raise whatever they like
+        raise ValueError(f"the chat template cannot render the prompt: {type(error).__name__}: {error}") from error
+
+
+def _check(model: LanguageModel, name: str, text: str, ids: Tokens) -> None:
+    if not ids:
+        raise ValueError(f"{name} makes no token of its own after this prompt, got {text!r}")
+    unknown = model.tokenizer.unk_token_id
+    if unknown is not None and unknown in ids:
+        raise ValueError(f"{name} must be known to the model, {text!r} makes the tokens {_pieces(model, ids)}")
+
+
+def _spelling(encode: Any, prompt: str, text: str, ids: Tokens, model: LanguageModel) -> str:
+    """What to write for a response of several tokens, if another spelling of it has one."""
+    if len(ids) == 1:
+        return ""
+    made = f"{text!r} makes {len(ids)} tokens, {_pieces(model, ids)}"
+    start = encode(prompt)
+    for other in (f" {text.strip()}", text.strip()):
+        whole = encode(prompt + other)
+        if other != text and whole[: len(start)] == start and len(whole) == len(start) + 1:
+            return f"{made}; {other!r} would be one token, and only single tokens have a closed path."
+    return f"{made}." if len(ids) < 4 else ""
+
+
+def _fit(model: LanguageModel, prompt: Ids, responses: Sequence[Ids]) -> None:
+    size = len(prompt) + max(map(len, responses))
+    if size > model.longest:
+        raise ValueError(f"prompt and response must have at most {model.longest} tokens together, got {size}")
+
+
+def _sampled(model: LanguageModel, prompt: Ids, samples: int, most: int, seed: int) -> dict[Tokens, int]:
+    """Different responses of the model, most frequent first."""
+    if samples < 0 or most < 1:
+        raise ValueError(f"samples must be >= 0 and max_new_tokens >= 1, got {samples} and {most}")
+    room = min(most, model.longest - len(prompt))
+    drawn = sample(model, [prompt] * samples, room, seed=seed)
+    return {y: drawn.count(y) for y in sorted(set(drawn), key=lambda y: (-drawn.count(y), y))}
+
+
+def _pieces(model: LanguageModel, ids: Ids) -> str:
+    return repr(model.tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+def shared(x: Ids, y: Ids) -> int:
+    """How many first tokens two sequences share."""
+    return next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(len(x), len(y)))
+
+
+def spelt(model: LanguageModel, token: int) -> str:
+    """A token as text; by its own name where it is part of a character or nothing one sees."""
+    text = model.word(token)
+    return (
+        text
+        if text.strip() and text.isprintable() and "\N{REPLACEMENT CHARACTER}" not in text
+        else _pieces(model, [token])[2:-2]
+    )

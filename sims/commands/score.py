@@ -95,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     if summary is None:  # one of several processes: the main one has the result
         return EXIT_OK
     show(summary, arguments.json)
+    if group.size > 1:  # a launcher takes every other code for a crash and stops the rest
+        return EXIT_OK
     return EXIT_FOUND if summary.unusable else EXIT_OK
 
 

@@ -65,9 +65,9 @@ def score_table(
     """
     output, group = Path(output), group or Group()
     folder = Path(f"{output}.shards")
-    group.begin(folder, lambda: _prepare(folder, output, run, restart))
-    manifest.check_same(folder / MANIFEST, run)
     try:
+        group.begin(folder, lambda: _prepare(folder, output, run, restart))
+        manifest.check_same(folder / MANIFEST, run)
         shards = _score_missing(scorer, model, table, layout, folder, shard_rows, group)
         if not group.main:
             return None

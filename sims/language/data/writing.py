@@ -43,12 +43,7 @@ def write_table(
     """
     target = Path(path)
     kind = kind_of(target, table, kind)
-    if isinstance(added, Mapping):
-        if not added:
-            raise ValueError("added must hold at least one column, got none")
-        names = tuple(added)
-        added = [dict(zip(names, row, strict=True)) for row in zip(*added.values(), strict=True)]
-    items: Iterator[Added] = iter(cast(Iterable[Added], added))
+    items = _items(added)
     first, values = _first(items)
     new = tuple(values[0]) if values else ()
     free = frozenset(new if overwrite is True else overwrite or ())
@@ -62,6 +57,15 @@ def write_table(
         else:
             (write_folder if kind == "folder" else write_parquet)(place, joined, values)
     return target
+
+
+def _items(added: Iterable[Added] | Mapping[str, Sequence[Any]]) -> Iterator[Added]:
+    if not isinstance(added, Mapping):
+        return iter(added)
+    columns = cast(Mapping[str, Sequence[Any]], added)
+    if not columns:
+        raise ValueError("added must hold at least one column, got none")
+    return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
 
 def _first(items: Iterator[Added]) -> tuple[list[Added], list[Mapping[str, Any]]]:
@@ -80,7 +84,7 @@ def kind_of(path: Path, table: Table, kind: str | None = None) -> str:
     """The format of a file to be written."""
     known = ("jsonl", "json", "csv", "parquet", "folder")
     if kind is None:
-        came_as_folder = table.kind in ("folder", "hub") and not path.suffix
+        came_as_folder = table.kind in ("folder", "hub") and path.suffix.lower() not in SUFFIXES
         kind = "folder" if came_as_folder else SUFFIXES.get(path.suffix.lower())
     if kind not in known:
         raise ValueError(f"{str(path)!r} must end in one of {', '.join(SUFFIXES)} (or be a folder, for data from one)")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
@@ -415,16 +417,41 @@ def free_port():
         return str(s.getsockname()[1])
 
 
-def test_two_processes_share_the_work_and_give_the_same_bytes(made, monkeypatch, counted):
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    with started(call(made, "two-processes"), made / "two.txt", RANK="1", **together) as other:
-        for name, value in {**together, "RANK": "0"}.items():
-            monkeypatch.setenv(name, value)
-        assert main(call(made, "two-processes")) == 0
-        assert other.wait() == 0, (made / "two.txt").read_text()
+def one_of_two(arguments, rank, port):
+    """Run as a launcher would start it."""
+    torch.set_num_threads(1)  # a forked process must not use the threads of its parent
+    here = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in here.items():
+            patch.setenv(name, value)
+        return main(arguments)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # forks: to import everything anew takes long
+@pytest.mark.parametrize("kind", ["whole", "refused"])
+def test_two_processes_share_the_work_and_give_the_same_bytes(made, counted, capsys, kind):
+    arguments, port = call(made, f"two-{kind}"), free_port()
+    if kind == "refused":
+        (made / "two-refused" / "scored.jsonl").write_text("mine")
+    context = multiprocessing.get_context("fork")
+    other = context.Process(target=lambda: sys.exit(one_of_two(arguments, 1, port)), daemon=True)
+    other.start()
+    threads = torch.get_num_threads()
+    try:
+        code = one_of_two(arguments, 0, port)
+        other.join(60)
+    finally:
+        torch.set_num_threads(threads)
+        other.kill()
+    if kind == "refused":
+        assert (code, other.exitcode) == (2, 2), "what stops the first stops the other"
+        assert result(made, "two-refused") == b"mine"
+        assert not counted
+        return
+    assert (code, other.exitcode) == (0, 0), capsys.readouterr()
     assert len(counted) == ROWS / 2, "every second shard"
-    assert result(made, "two-processes") == result(made, "whole")
-    assert about(made, "two-processes") == about(made, "whole")
+    assert result(made, "two-whole") == result(made, "whole")
+    assert about(made, "two-whole") == about(made, "whole")
 
 
 HOLD = """

@@ -138,8 +138,8 @@ def sft_term(d: Diagnosis) -> Advice:
     text = (
         "it adds the chosen responses' own log-likelihood. What counts is how much harder the chosen are pushed up "
         f"than the rejected down, 1 without it; for DPO with beta = {beta:.3g} and {TOKENS} tokens {'; '.join(shown)}. "
-        "In the paper -59 nats became +20 (Gemma-2B) and -48 became +29 (Llama-3-8B), and refusals no longer fell; users "
-        "report cures and worse models (huggingface/trl #800), so watch margin and accuracy beside it"
+        "In the paper -59 nats became +20 (Gemma-2B) and -48 became +29 (Llama-3-8B), and refusals no longer fell; "
+        "users report cures and worse models (huggingface/trl #800), so watch margin and accuracy beside it"
     )
     source = f"theory.losses.SFT; {PAPER}; `displacement remedy` finds the smallest weight on given features"
     return Advice("add an SFT term", text, SFT_LINES, source)

@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 
 from sims.diagnosis.advice import Advice, advise
-from sims.diagnosis.verdict import RULES, Diagnosis
+from sims.diagnosis.verdict import Diagnosis
 from sims.files import write_atomically
 from theory import __version__
 
@@ -43,7 +43,7 @@ def page(d: Diagnosis) -> str:
     verdict = d.sentence[0].upper() + d.sentence[1:]
     figures = "".join(
         f'<figure role="img" aria-label="{escape(caption)}">{svg}<figcaption>{escape(caption)}</figcaption></figure>\n'
-        for svg, caption in zip(svg_figures(d), CAPTIONS, strict=True)
+        for svg, caption in zip(svg_figures(d), CAPTIONS, strict=False)
     )
     notes = [*d.notes, f"beta: {d.scale.source}" + (f", {d.scale.beta:.4g}" if d.scale.beta else "")]
     advice = "".join(_advice(a) for a in advise(d))
@@ -56,7 +56,7 @@ def page(d: Diagnosis) -> str:
         f"<p><small>{escape(str(d.log))}</small></p>\n"
         f"{_list(d.evidence)}{figures}"
         + (f"<h2>What to try</h2>\n{advice}" if advice else "")
-        + f"<h2>How to read it</h2>\n<p>{escape(CANNOT)}</p>\n<p>Rule of this verdict: {escape(RULES[d.verdict])}.</p>"
+        + f"<h2>How to read it</h2>\n<p>{escape(CANNOT)}</p>\n<p>Rule of this verdict: {escape(d.rule)}.</p>"
         f"\n{_list(notes)}<p><small>likelihood-displacement {escape(__version__)}, displacement diagnose</small></p>\n"
         "</body></html>\n"
     )

@@ -17,6 +17,7 @@ from sims.diagnosis.logs import Log
 REFERENCE_FREE = ("simpo", "orpo", "cpo", "alphapo")
 PER_TOKEN = ("simpo", "orpo", "alphapo")  # ln pi / length, in TRL and LLaMA-Factory alike; ipo depends on the trainer
 USUAL_BETA = 0.1  # TRL's default: converts thresholds where beta is unknown, never values
+PER_TOKEN_SHARE = 0.1  # of a limit in nats per response where values are per token: for responses of ten or more
 RESIDUAL = 0.02  # of a fit of rewards to log-probabilities that counts as exact, for logs printed with four digits
 PRINTED = 1e-3  # relative rounding of printed values
 
@@ -45,8 +46,9 @@ class Scale:
         """Values are ln pi, not beta ln pi."""
         return self.metric == "logp" or self.beta is not None
 
-    def threshold(self, nats: float) -> float:
-        return nats if self.nats else nats * USUAL_BETA
+    def limit(self, nats: float) -> float:
+        """A limit in nats per response in this unit."""
+        return nats * (1.0 if self.nats else USUAL_BETA) * (PER_TOKEN_SHARE if "token" in self.unit else 1.0)
 
 
 def scale_of(log: Log, beta: float | None, loss: str | None, per_token: bool) -> Scale:
@@ -58,7 +60,10 @@ def scale_of(log: Log, beta: float | None, loss: str | None, per_token: bool) ->
     free = free_beta is not None or any(name in REFERENCE_FREE for name in losses)
     has_rewards = any("reward_chosen" in p.values for p in log.points)
     if free and free_beta is not None:
-        notes.append(f"rewards are {free_beta:.4g} times the log-probabilities: the loss has no reference model")
+        beta, source = free_beta, "exact, from rewards and log-probabilities"
+        notes.append("rewards are beta times the log-probabilities themselves: the loss has no reference model")
+        if not per_token and not losses:
+            notes.append("SimPO and ORPO log means per token: with them, add --loss simpo or --loss orpo")
     inferred = None if free else _inferred(log)
     if inferred is not None:
         if beta is not None and abs(inferred / beta - 1) > 3 * RESIDUAL:

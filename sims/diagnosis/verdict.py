@@ -21,17 +21,17 @@ FLOOR = 1.0  # nats: at most so much of a reward at step 0 counts as noise of th
 DEEP, SHALLOW = 0.5, 0.1  # fall relative to |ln pi(chosen)| of the reference: severity high, low
 HALF, RISE, RISE_NATS, DROP = 0.5, 2.0, 1.0, 0.1  # collapse: of token accuracy; of entropy upwards, downwards
 
-# In order: the first that holds. "Noise included": the whole interval of the change is beyond the limit.
+# The first that holds. "Noise included": the whole interval of the change is beyond the limit, which is filled in.
 RULES: dict[Name, str] = {
     "degenerate": "the last loss or reward is not finite; or the chosen fell as under 'displaced' and the margin grew "
-    f"by less than {LEARNED:.0%} of that fall (also on the training batches, and there not beyond noise); or it fell "
+    f"by less than {LEARNED:.0%} of that fall (also on the training batches); or it fell "
     f"and the token accuracy of the chosen is at most {HALF:.0%} of its start, or the entropy per token at least "
     f"{RISE:g} times its start (and {RISE_NATS:g} nat above) or at most {DROP:.0%} of it",
-    "displaced": f"at the end the chosen log-probability is below its start by more than {THRESHOLD:g} nats, noise "
+    "displaced": "at the end the chosen log-probability is below its start by more than {limit}, noise "
     "included, while the margin grew",
-    "recovered": f"on the way the chosen log-probability was below its start by more than {THRESHOLD:g} nats, noise "
+    "recovered": f"on the way the chosen log-probability was below its start by more than {{limit}}, noise "
     f"included, and at the end {RETURN:.0%} of that is made up and no fall is seen",
-    "no displacement": f"at the end a fall of the chosen log-probability by more than {THRESHOLD:g} nats or "
+    "no displacement": f"at the end a fall of the chosen log-probability by more than {{limit}} or "
     f"{SHARE:.0%} of the margin gained, whichever is more, is excluded",
     "undecided": "none of the others: too few entries, or a fall that matters would be hidden in the noise",
 }
@@ -66,11 +66,12 @@ class Diagnosis:
     """What a log says.
 
     verdict, severity : of the evaluation sets where they decide (the worst of them), else of the training batches.
-    findings : one per split, evaluation sets first. scale : the unit of all changes.
+    findings : one per split, evaluation sets first. scale : the unit of all changes. limit : a smaller fall is none.
     """
 
     findings: tuple[Finding, ...]
     scale: Scale
+    limit: float
     log: Log
 
     @property
@@ -96,6 +97,11 @@ class Diagnosis:
         return sentence(self)
 
     @property
+    def rule(self) -> str:
+        """What the verdict means, in numbers."""
+        return RULES[self.verdict].format(limit=f"{self.limit:.3g} {self.scale.unit}")
+
+    @property
     def evidence(self) -> tuple[str, ...]:
         """Sentences with the numbers behind the verdict."""
         from sims.diagnosis.words import evidence
@@ -115,7 +121,7 @@ class Diagnosis:
             "severity": self.severity,
             "sentence": self.sentence,
             "evidence": list(self.evidence),
-            "rule": RULES[self.verdict],
+            "rule": self.rule,
             "notes": list(self.notes),
             "unit": self.scale.unit,
             "beta": self.scale.beta,
@@ -126,7 +132,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         lines = [self.sentence[0].upper() + self.sentence[1:] + ".", *(f"  {e}" for e in self.evidence)]
-        lines += [f"Rule: {RULES[self.verdict]}.", *(f"Note: {n}." for n in self.notes)]
+        lines += [f"Rule: {self.rule}.", *(f"Note: {n}." for n in self.notes)]
         beta = "unknown" if self.scale.beta is None else f"{self.scale.beta:.4g} ({self.scale.source})"
         return "\n".join([*lines, f"Read: {self.log}; beta {beta}."])
 
@@ -151,9 +157,9 @@ def diagnose(
     if not (threshold > 0 and math.isfinite(threshold)):
         raise ValueError(f"threshold must be a finite number of nats > 0, got {threshold:g}")
     scale = scale_of(log, beta, loss, per_token)
-    limit = scale.threshold(threshold)
+    limit = scale.limit(threshold)
     train = _change(log, scale, "train", "margin")
-    return Diagnosis(tuple(_judge(log, scale, split, limit, train) for split in log.splits), scale, log)
+    return Diagnosis(tuple(_judge(log, scale, split, limit, train) for split in log.splits), scale, limit, log)
 
 
 # ---- one split
@@ -172,8 +178,10 @@ def _judge(log: Log, scale: Scale, split: str, limit: float, train_margin: Chang
     gained = 0.0 if margin is None else max(0.0, margin.end)
     cause, relative = "", None
     if chosen.high < -limit:
-        if not any(m is None or _learned(m, chosen, fixed) for m, fixed in _margins(split, margin, train_margin)):
-            cause = "the margin did not grow"
+        # Held-out pairs may learn less than those trained on: both margins count.
+        margins = [m for m in (margin, train_margin) if m is not None]
+        if margins and all(m.end < LEARNED * -chosen.end for m in margins):
+            cause = "the margin hardly grew" if margins[0].end > 0 else "the margin did not grow"
         cause = cause or _collapse(log, split)
         verdict: Name = "degenerate" if cause else "displaced"
         relative = _relative(log, scale, split, chosen)
@@ -184,15 +192,6 @@ def _judge(log: Log, scale: Scale, split: str, limit: float, train_margin: Chang
     else:
         verdict = "undecided"
     return replace(finding, verdict=verdict, severity=_severity(verdict, relative), cause=cause, relative=relative)
-
-
-def _margins(split: str, own: Change | None, train: Change | None) -> list[tuple[Change | None, bool]]:
-    """Those that must not have grown for a degenerate verdict: held-out pairs may learn less than those trained on."""
-    return [(own, split != "train"), *([(train, False)] if split != "train" and train is not None else [])]
-
-
-def _learned(margin: Change, chosen: Change, fixed: bool) -> bool:
-    return margin.end > LEARNED * -chosen.end or (margin.low > 0 and not fixed)
 
 
 def _change(log: Log, scale: Scale, split: str, name: str) -> Change | None:
@@ -209,7 +208,7 @@ def _change(log: Log, scale: Scale, split: str, name: str) -> Change | None:
         return measure(steps, values, fixed, None)
     # Against the reference the start is 0; a value of the untrained model tells how well.
     first = log.axis == "step" and steps[0] <= (0 if fixed else 1)
-    floor = float(min(abs(values[0]), scale.threshold(FLOOR))) if first else 0.0
+    floor = float(min(abs(values[0]), scale.limit(FLOOR))) if first else 0.0
     if first and fixed:
         return measure(steps[1:], values[1:], True, float(values[0]), floor)
     return measure(steps, values, fixed, 0.0, floor)

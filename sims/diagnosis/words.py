@@ -54,7 +54,7 @@ def evidence(d: "Diagnosis") -> tuple[str, ...]:
     c = f.chosen
     if f.verdict in ("displaced", "degenerate"):
         if f.margin is not None and f.margin.end > 0:
-            out.append(f"price: {-c.end / f.margin.end:.2g} of ln pi(chosen) lost for each unit of margin gained")
+            out.append(f"price: the chosen lost {-c.end / f.margin.end:.2g} for each 1 of margin gained")
         if f.relative is not None:
             before = c.end / f.relative
             out.append(
@@ -64,16 +64,17 @@ def evidence(d: "Diagnosis") -> tuple[str, ...]:
             out.append(f"lowest on the way: {amount(c.lowest)} {u} about {d.log.axis} {c.lowest_step:g}")
     if f.ranked is not None:
         out.append(f"pairs ranked right at the end: {f.ranked:.0%}")
-    if (
-        f.verdict == "no displacement"
-        and f.margin is not None
-        and max(abs(f.margin.low), abs(f.margin.high)) < abs(d.scale.threshold(0.1))
-    ):
-        out.append("hardly anything moved, the margin neither: has the training begun?")
+    if all(x is None or max(abs(x.low), abs(x.high)) < d.limit for x in (c, f.rejected)):
+        out.append(
+            "hardly anything moved, the rejected neither: has the training begun, is the learning rate too small?"
+        )
     m = c.window
     where = f"mean of the last {m} entries" if m > 1 else "last entry"
     what = "training batches of different pairs" if f.split == "train" else "the same pairs each time"
-    out.append(f"measured on {f.split} ({what}), {where}, up to {d.log.axis} {c.steps[-1]:g}, {_interval(f.split)}")
+    since = "" if d.scale.reference else ", against the first entries: there is no reference"
+    out.append(
+        f"measured on {f.split} ({what}), {where}, up to {d.log.axis} {c.steps[-1]:g}{since}; {_interval(f.split)}"
+    )
     return tuple(out)
 
 

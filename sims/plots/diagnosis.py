@@ -2,15 +2,17 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from sims.diagnosis.change import Change
 from sims.diagnosis.verdict import Diagnosis, Finding
-from sims.palette import BLACK, BLUE, FAINT, GREEN, GREY, shown
+from sims.palette import BLACK, BLUE, FAINT, GREEN, shown
 from sims.plots._axes import in_row, new_figure, one, styled
+
+Array = NDArray[np.float64]
 
 SIDES = {"chosen": BLUE, "rejected": GREEN}
 
@@ -35,7 +37,7 @@ def plot_course(d: Diagnosis, ax: Axes | None = None) -> Axes:
     ax.set(
         xlabel=d.log.axis, ylabel=rf"change of $\ln\,\pi$  ({d.scale.unit})", title="Chosen and rejected over the run"
     )
-    if any(getattr(f, side) for f in d.findings for side in SIDES):
+    if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="best")
     return ax
 
@@ -61,14 +63,14 @@ def plot_price(d: Diagnosis, ax: Axes | None = None) -> Axes:
     ax = one(ax, 4.4, 3.6)
     f = d.finding
     ax.axhline(0, color=BLACK, lw=0.8)
-    if f.chosen is not None and f.margin is not None:
+    if f.chosen and f.margin:
         x, y = _together(f.chosen, f.margin)
+        if d.scale.reference:
+            x, y = np.append(0.0, x), np.append(0.0, y)
         ax.plot(x, y, "-", color=FAINT, lw=1.2, zorder=2)
         ax.scatter(x, y, c=np.arange(len(x)), cmap="cividis", s=16, zorder=3)
         ax.plot(x[-1:], y[-1:], "o", mfc="none", mec=BLACK, ms=8, label="end", zorder=4)
         ax.legend(loc="best")
-    else:
-        ax.text(0.5, 0.5, "no margin in the log", ha="center", transform=ax.transAxes, color=GREY)
     ax.set(
         xlabel=f"margin gained  ({d.scale.unit})",
         ylabel=rf"change of $\ln\,\pi$(chosen)  ({d.scale.unit})",
@@ -77,12 +79,12 @@ def plot_price(d: Diagnosis, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _together(chosen: Change, margin: Change) -> tuple[Any, Any]:
+def _together(chosen: Change, margin: Change) -> tuple[Array, Array]:
     """(margin, chosen) at the steps of both, training batches as running means."""
-    common = sorted(set(chosen.steps) & set(margin.steps))
-    by_step = [dict(zip(c.steps, c.values, strict=True)) for c in (margin, chosen)]
-    m = min(chosen.window, len(common))
-    return tuple(np.convolve([b[s] for s in common], np.ones(m) / m, mode="valid") for b in by_step)  # type: ignore[return-value]
+    steps = sorted(set(chosen.steps) & set(margin.steps))
+    x, y = (dict(zip(c.steps, c.values, strict=True)) for c in (margin, chosen))
+    mean = np.ones(m := min(chosen.window, len(steps))) / m
+    return np.convolve([x[s] for s in steps], mean, "valid"), np.convolve([y[s] for s in steps], mean, "valid")
 
 
 @styled
@@ -93,13 +95,13 @@ def plot_diagnosis(d: Diagnosis, axes: Sequence[Axes] | None = None) -> list[Axe
 
 
 @styled
-def svg_figures(d: Diagnosis) -> tuple[str, str]:
-    """Both figures as SVG elements for a page: no declaration, no date, nothing fetched."""
-    out = []
-    for draw, width in ((plot_course, 6.4), (plot_price, 4.8)):
-        figure = new_figure(width, 3.6)
-        draw(d, figure.subplots())
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        out.append(text.getvalue()[text.getvalue().index("<svg") :])
-    return out[0], out[1]
+def svg_figures(d: Diagnosis) -> tuple[str, ...]:
+    """The figures as SVG elements for a page, without declaration and date; none where nothing was measured."""
+    f, out = d.finding, []
+    for draw, width, there in ((plot_course, 6.4, f.chosen), (plot_price, 4.8, f.chosen and f.margin)):
+        if there:
+            figure, text = new_figure(width, 3.6), io.StringIO()
+            draw(d, figure.subplots())
+            figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+            out.append(text.getvalue()[text.getvalue().index("<svg") :])
+    return tuple(out)

@@ -31,7 +31,7 @@ from torch import Tensor
 from sims.language.model import LanguageModel
 from sims.language.pairing import Example, Tokenized, tokenize
 from sims.language.preferences import PreferencePair
-from sims.language.scoring.encoder import BATCH_TOKENS, Encoded, Encoder
+from sims.language.scoring.encoder import Encoded, Encoder
 from sims.language.scoring.head import alpha_term, log_probs
 from sims.language.scoring.probe import PROBE, Probe
 from theory import __version__
@@ -72,7 +72,7 @@ class Scorer:
         layout: str | None = None,
         columns_map: Mapping[str, str] | None = None,
         max_length: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         padding_side: str = "right",
     ) -> None:
         for name in columns:
@@ -84,7 +84,7 @@ class Scorer:
         self.probe = Probe(model) if set(PROBE).intersection(columns) else None
         self.layout, self.columns_map = layout, dict(columns_map or {})
         asked = {*LOGPS, "alpha"}.intersection(columns)
-        if asked and not self.encoder.head_deviation <= HEAD_NOISE:
+        if asked and self.encoder.head_deviation > HEAD_NOISE:
             raise ValueError(
                 f"columns {sorted(asked)} need logits that are made of the last states, those of this model "
                 f"({type(model.network).__name__}) differ by {self.encoder.head_deviation:.1g} of their size"

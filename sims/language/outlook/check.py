@@ -70,7 +70,7 @@ def checked(
     first = theory.first
     found: dict[float, Measured] = {}  # by length of step
     agreed, differs, length = 0.0, None, FIRST / sum(first.speeds)
-    bar = tqdm(disable=not progress, desc="measuring again along the first step", unit="point")
+    bar = tqdm(disable=not progress, desc="measuring again along the first step", unit=" points")
 
     def look(length: float) -> Measured:
         at = moved(network.weights, first.step, length)

@@ -76,10 +76,13 @@ def ask(
         raise ValueError("prompt is empty: its first token is tokenised otherwise before a response")
     prompt_ids, responses = tuple(whole[0][:n]), [tuple(ids[n:]) for ids in whole]
     for name, y, ids in zip(("preferred", "dispreferred", *roles[2:]), texts, responses, strict=True):
-        _check(model, name, y, ids)
-    notes += [
-        note for y, ids in zip(texts[:2], responses, strict=False) if (note := _spelling(encode, text, y, ids, model))
-    ]
+        _check(model, name, y, ids, _spelling(encode, tokenizer.unk_token_id, text, y, most=len(ids)))
+        if len(ids) > 1 and name in ("preferred", "dispreferred"):
+            made = f"{y!r} makes {len(ids)} tokens, {_pieces(model, ids)}"
+            if other := _spelling(encode, tokenizer.unk_token_id, text, y, most=1):
+                notes.append(f"{made}; {other!r} would be one, and only single tokens have a closed path.")
+            elif len(ids) < 4:
+                notes.append(f"{made}.")
     if eos:
         responses = [(*ids, model.end) for ids in responses]
     if responses[0] == responses[1]:
@@ -108,25 +111,24 @@ def _chat(model: LanguageModel, prompt: str) -> str:
         raise ValueError(f"the chat template cannot render the prompt: {type(error).__name__}: {error}") from error
 
 
-def _check(model: LanguageModel, name: str, text: str, ids: Tokens) -> None:
+def _check(model: LanguageModel, name: str, text: str, ids: Tokens, other: str) -> None:
     if not ids:
         raise ValueError(f"{name} makes no token of its own after this prompt, got {text!r}")
     unknown = model.tokenizer.unk_token_id
     if unknown is not None and unknown in ids:
-        raise ValueError(f"{name} must be known to the model, {text!r} makes the tokens {_pieces(model, ids)}")
+        hint = f"; {other!r} would be known" if other else ""
+        raise ValueError(f"{name} must be known to the model, {text!r} makes the tokens {_pieces(model, ids)}{hint}")
 
 
-def _spelling(encode: Any, prompt: str, text: str, ids: Tokens, model: LanguageModel) -> str:
-    """What to write for a response of several tokens, if another spelling of it has one."""
-    if len(ids) == 1:
-        return ""
-    made = f"{text!r} makes {len(ids)} tokens, {_pieces(model, ids)}"
+def _spelling(encode: Any, unknown: int | None, prompt: str, text: str, most: int) -> str:
+    """The response with or without a space before it, if that is known and of at most so many tokens; or nothing."""
     start = encode(prompt)
     for other in (f" {text.strip()}", text.strip()):
         whole = encode(prompt + other)
-        if other != text and whole[: len(start)] == start and len(whole) == len(start) + 1:
-            return f"{made}; {other!r} would be one token, and only single tokens have a closed path."
-    return f"{made}." if len(ids) < 4 else ""
+        ids = whole[len(start) :]
+        if other != text and whole[: len(start)] == start and 0 < len(ids) <= most and unknown not in ids:
+            return other
+    return ""
 
 
 def _fit(model: LanguageModel, prompt: Ids, responses: Sequence[Ids]) -> None:

@@ -106,13 +106,14 @@ def test_a_displaced_run_is_stopped_with_one_warning_and_leaves_its_numbers(mode
     assert 4 < step < 24
     report = callback.report
     assert (report.alarm, report.stopped) == (step, True)
-    assert report.diagnosis.verdict == "displaced"
     # What is logged is what happened, by another route.
     for i, side in enumerate(("chosen", "rejected")):
         true = measured(model, network, probe.pairs, i + 1) - measured(model, model.network, probe.pairs, i + 1)
-        assert history[-1][f"displacement/probe_{side}"] == pytest.approx(true, abs=1e-4)
-        assert history[-1][f"displacement/{side}_change"] == pytest.approx(true, abs=1e-4)
+        assert report.probe.change(i)[-1] == pytest.approx(true, abs=1e-4)
+        assert history[-2][f"displacement/probe_{side}"] in report.probe.change(i)
         assert true < -1
+    assert report.probe_diagnosis.verdict == "displaced"
+    assert report.probe_diagnosis.finding.chosen.end == pytest.approx(report.probe.change(0)[-1])
     assert any("displacement/chosen_change" in logs for logs in seen)  # other callbacks have it, too
     saved = json.loads((tmp_path / "displacement.json").read_text())
     assert saved == json.loads(json.dumps(plain(report.to_dict())))
@@ -144,6 +145,7 @@ def test_a_run_without_displacement_raises_no_alarm(model, tmp_path):
         assert displacement_warnings(run.train) == []
         assert run.state.global_step == 12
         assert measured(model, run.model, probe.pairs, 1) > measured(model, model.network, probe.pairs, 1) + 0.5
+    assert callback.report.probe_diagnosis.verdict == "no displacement"
     assert callback.report.diagnosis.verdict == "no displacement"
     assert callback.report.alarm is None
     assert callback.steps == [0, 4, 8, 12]
@@ -246,10 +248,8 @@ def test_the_sign_the_threshold_and_beta_decide(tmp_path):
     assert alarm(sign=1.0) is None
     assert alarm(threshold=20.0) is None  # it falls by 11 nats in 12 steps
     assert alarm(threshold=20.0, beta=0.01) is not None  # by 110
-    assert alarm(threshold=20.0, beta=0.1) is None
-    assert alarm(0.01 * -1.0, beta=1.0) is None
-    assert alarm(beta=1.0) is None
-    assert DisplacementCallback(0.1).beta == 0.1
+    assert alarm(sign=-0.2, beta=0.1) is not None  # by 2.2
+    assert alarm(sign=-0.2, beta=0.4) is None  # by 0.55
 
 
 def test_a_given_beta_takes_the_place_of_the_trainer_s(tmp_path):
@@ -275,7 +275,7 @@ def test_a_log_without_its_keys_is_passed_over(tmp_path):
     log = Log(callback, tmp_path, beta=None, loss_type=None)
     assert not any(log.log(loss=3.0 - t, learning_rate=0.1) for t in range(10))
     callback.on_train_end(log.args, log.state, log.control)
-    assert json.loads((tmp_path / "displacement.json").read_text())["verdict"] is None
+    assert json.loads((tmp_path / "displacement.json").read_text())["diagnosis"] is None
     assert "displacement/alarm" not in log.state.log_history[-1]
 
 
@@ -290,7 +290,7 @@ def test_other_processes_decide_alike_and_say_nothing(tmp_path):
 def test_long_logs_are_judged_less_often(tmp_path, monkeypatch):
     callback = DisplacementCallback()
     judged = []
-    monkeypatch.setattr(callback, "_judge", lambda history: bool(judged.append(len(history))))
+    monkeypatch.setattr(callback, "_judge", lambda history: judged.append(len(history)) or [])
     log = Log(callback, tmp_path)
     for _ in range(600):
         log.log(rewards_chosen=0.0, rewards_rejected=0.0)

@@ -7,6 +7,7 @@ measures a few fixed pairs on the network in training, and shows where the proba
 are the ones that would have come out without it.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ __all__ = ["DisplacementCallback", "DisplacementWarning", "Probe", "Report"]
 FILE = "displacement.json"
 OFTEN = 200  # log entries up to which each gets a verdict; of n, n / OFTEN share one
 ALARMING = ("displaced", "degenerate")
-PROBE = "eval_probe"  # the split under which the verdict sees the probe: the same pairs each time
 
 
 class DisplacementWarning(UserWarning):
@@ -41,28 +41,33 @@ class Report:
     """What the callback saw.
 
     diagnosis : the verdict on the log so far, None where it says nothing. alarm : step of the alarm, None without one.
-    stopped : whether the alarm ended the training. probe : what the probe saw, None without one.
+    stopped : whether the alarm ended the training. probe : what the probe saw, probe_diagnosis : the verdict on it;
+        None without one.
     """
 
     diagnosis: Diagnosis | None
     alarm: int | None
     stopped: bool
     probe: Probed | None
+    probe_diagnosis: Diagnosis | None
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "verdict": None if self.diagnosis is None else self.diagnosis.verdict,
             "alarm_step": self.alarm,
             "stopped": self.stopped,
-            "diagnosis": None if self.diagnosis is None else self.diagnosis.to_dict(),
-            "probe": None if self.probe is None else self.probe.to_dict(),
+            "diagnosis": self.diagnosis and self.diagnosis.to_dict(),
+            "probe": self.probe and self.probe.to_dict(),
+            "probe_diagnosis": self.probe_diagnosis and self.probe_diagnosis.to_dict(),
         }
 
     def __str__(self) -> str:
-        lines = ["nothing is logged yet that tells"] if self.diagnosis is None else [str(self.diagnosis)]
+        lines = [str(self.diagnosis or "The log holds no reward or log-probability of the chosen responses.")]
         if self.alarm is not None:
             lines.append(f"Alarm at step {self.alarm}{', where the training was stopped' if self.stopped else ''}.")
-        return "\n".join([*lines, *([] if self.probe is None else [str(self.probe)])])
+        if self.probe is not None:
+            verdict = self.probe_diagnosis.verdict if self.probe_diagnosis else "undecided"
+            lines += [str(self.probe), f"Verdict on the probe: {verdict}."]
+        return "\n".join(lines)
 
 
 class DisplacementCallback(TrainerCallback, ExportableState):
@@ -71,9 +76,10 @@ class DisplacementCallback(TrainerCallback, ExportableState):
     Parameters
     ----------
     beta : of the loss; default the trainer's own (`args.beta`).
-    probe : pairs to measure on the network in training, see `Probe.draw`. They count as an evaluation set.
+    probe : pairs to measure on the network in training, see `Probe.draw`. They are judged like an evaluation
+        set, and can raise the alarm, too.
     every : steps between two measurements of the probe.
-    patience : verdicts in a row, one per log entry, that it takes to be alarmed.
+    patience : verdicts in a row, each on new numbers of what decides, that it takes to be alarmed.
     stop : whether an alarm ends the training.
     threshold : nats by which the mean ln pi of the chosen responses must have fallen for an alarm. The verdict in
         `report` takes a smaller fall seriously.
@@ -100,7 +106,7 @@ class DisplacementCallback(TrainerCallback, ExportableState):
         self.probe = Probe.from_dict(probe) if isinstance(probe, Mapping) else probe
         self.every, self.patience = check_count(every, "every"), check_count(patience, "patience")
         self.stop, self.threshold = bool(stop), check_number(threshold, "threshold", positive)
-        self._diagnosis: Diagnosis | None = None
+        self._verdicts: list[Diagnosis | None] = [None, None]  # on the log, on the probe
         self._settings: dict[str, Any] = {}
         self._tokenizer: Any = None
         self._forget()
@@ -109,7 +115,7 @@ class DisplacementCallback(TrainerCallback, ExportableState):
         self.alarm: int | None = None
         self.stopped = False
         self.streak = 0
-        self.judged = -1  # the last step with a verdict
+        self.judged: list[float] = []  # the last step that each alarming verdict saw
         self.steps: list[int] = []
         self.log_probs: list[Any] = []  # (T, n, 2 + candidates)
 
@@ -123,8 +129,7 @@ class DisplacementCallback(TrainerCallback, ExportableState):
             self._restore(state.stateful_callbacks.get(type(self).__name__))
         names = {"beta": "beta", "loss": "loss_type", "ld_alpha": "ld_alpha"}
         self._settings = {name: getattr(args, key, None) for name, key in names.items()}
-        if self.beta is not None:
-            self._settings["beta"] = self.beta
+        self._settings["beta"] = self.beta or self._settings["beta"] or None
         if getattr(args, "sync_ref_model", False) and state.is_world_process_zero:
             said = (
                 "sync_ref_model moves the reference: the log's rewards are not changes since the start, only a probe's"
@@ -145,12 +150,13 @@ class DisplacementCallback(TrainerCallback, ExportableState):
         if len(history) % (1 + len(history) // OFTEN):  # a verdict reads the whole log
             return control
         alarming = self._judge(history)
-        if state.global_step != self.judged or not alarming:  # training and evaluation of one step count once
-            self.judged, self.streak = state.global_step, self.streak + 1 if alarming else 0
+        last = [_last(verdict, state.global_step) for verdict in alarming]
+        if last != self.judged or not alarming:  # what says nothing new does not count again
+            self.judged, self.streak = last, self.streak + 1 if alarming else 0
         if self.streak >= self.patience and self.alarm is None:
             self.alarm, self.stopped = state.global_step, self.stop
             if state.is_world_process_zero:
-                warnings.warn(self._alarmed(), DisplacementWarning, stacklevel=2)
+                warnings.warn(self._said(alarming[0]), DisplacementWarning, stacklevel=2)
         if self.stopped:
             control.should_training_stop = True
         found = self._metrics()
@@ -175,7 +181,7 @@ class DisplacementCallback(TrainerCallback, ExportableState):
         if self.probe is not None and self.steps:
             rows = tuple(tuple(map(tuple, row)) for row in self.log_probs)
             probed = Probed(tuple(self.steps), rows, self._texts(self.probe), self.probe)
-        return Report(self._diagnosis, self.alarm, self.stopped, probed)
+        return Report(self._verdicts[0], self.alarm, self.stopped, probed, self._verdicts[1])
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -210,39 +216,35 @@ class DisplacementCallback(TrainerCallback, ExportableState):
         self.steps.append(step)
         self.log_probs.append(found[0])
 
-    def _judge(self, history: list[dict[str, Any]]) -> bool:
-        """The verdict on all entries, kept; whether it is alarming."""
-        entries = [*history, *self._entries()]
+    def _judge(self, history: list[dict[str, Any]]) -> list[Diagnosis | None]:
+        """Verdicts on the log and on the probe, kept; those that are alarming, None for a log of nothing finite."""
         settings = {k: v for k, v in self._settings.items() if v is not None}
-        try:
-            self._diagnosis = found = diagnose(Log.of(entries, kind="running", settings=settings))
-        except ValueError:  # nothing of a preference loss in it, or nothing finite
-            self._diagnosis = None
-            return any(map(_measured, entries))
-        chosen = found.finding.chosen
-        fell = chosen is None or chosen.end < -found.scale.threshold(self.threshold)
-        return found.verdict in ALARMING and fell
+        self._verdicts = [_verdict(history, **settings), _verdict(self._entries())]
+        out: list[Diagnosis | None] = []
+        for entries, found in zip((history, self.log_probs), self._verdicts, strict=True):
+            if found is None:
+                out += [None] if entries is history and _broken(history) else []
+                continue
+            chosen = found.finding.chosen
+            fell = chosen is None or chosen.end < -found.scale.limit(self.threshold)
+            out += [found] if found.verdict in ALARMING and fell else []
+        return out
 
     def _entries(self) -> list[dict[str, float]]:
-        """The probe as an evaluation set, with rewards where beta is known."""
-        probed, beta = self.report.probe, self._settings.get("beta")
+        """The probe as a log of evaluations."""
+        probed = self.report.probe
         if probed is None:
             return []
-        out: list[dict[str, float]] = [{"step": step} for step in probed.steps]
-        for i, side in enumerate(("chosen", "rejected")):
-            for row, ln, change in zip(out, probed.mean(i), probed.change(i), strict=True):
-                row[f"{PROBE}_logps/{side}"] = ln
-                if beta:
-                    row[f"{PROBE}_rewards/{side}"] = beta * change
-        return out
+        rows = zip(probed.steps, probed.mean(0), probed.mean(1), strict=True)
+        return [{"step": s, "eval_logps/chosen": x, "eval_logps/rejected": y} for s, x, y in rows]
 
     def _metrics(self) -> dict[str, float]:
         """What goes into the trainer's log."""
         out = {"displacement/alarm": float(self.alarm is not None)}
-        if self._diagnosis is not None and self._diagnosis.scale.nats:
-            finding = self._diagnosis.finding
+        found = self._verdicts[0]
+        if found is not None and found.scale.nats:
             for name in ("chosen", "rejected", "margin"):
-                if (change := getattr(finding, name)) is not None:
+                if (change := getattr(found.finding, name)) is not None:
                     out[f"displacement/{name}_change"] = change.end
         if (probed := self.report.probe) is not None:
             out |= {
@@ -252,10 +254,11 @@ class DisplacementCallback(TrainerCallback, ExportableState):
             out["displacement/probe_held"] = probed.held[-1]
         return out
 
-    def _alarmed(self) -> str:
-        why = "the logged rewards are not finite" if self._diagnosis is None else self._diagnosis.sentence
+    def _said(self, found: Diagnosis | None) -> str:
+        why = "the logged rewards are not finite" if found is None else found.sentence
+        where = "on the probe, " if found is not None and found is self._verdicts[1] else ""
         then = "The training stops." if self.stop else "The training goes on; stop=True would end it."
-        return f"{why}. {then} More: print(callback.report)"
+        return f"{where}{why}. {then} More: print(callback.report)"
 
     def _texts(self, probe: Probe) -> tuple[tuple[str, ...], ...]:
         if self._tokenizer is None:
@@ -265,6 +268,26 @@ class DisplacementCallback(TrainerCallback, ExportableState):
         return tuple((text(p.prompt), *map(text, own)) for p, own in zip(probe.pairs, probe.responses, strict=True))
 
 
-def _measured(entry: Mapping[str, Any]) -> bool:
-    """Whether a log entry has a reward or log-probability of the chosen responses."""
-    return any((found := canonical(str(key))) is not None and found[1] in MEASURED for key in entry)
+def _measured(entry: Mapping[str, Any]) -> list[Any]:
+    """The rewards and log-probabilities of the chosen responses in a log entry."""
+    return [x for key, x in entry.items() if (name := canonical(str(key))) is not None and name[1] in MEASURED]
+
+
+def _broken(history: list[dict[str, Any]]) -> bool:
+    """Whether there are such numbers, and none is finite."""
+    found = [x for entry in history for x in _measured(entry)]
+    return bool(found) and not any(map(math.isfinite, found))
+
+
+def _verdict(entries: list[dict[str, Any]], **settings: Any) -> Diagnosis | None:
+    """None where nothing of a preference loss is in it, or nothing finite."""
+    try:
+        return diagnose(Log.of(entries, kind="running", settings=settings))
+    except ValueError:
+        return None
+
+
+def _last(found: Diagnosis | None, step: int) -> float:
+    """The last step of what a verdict rests on."""
+    change = found and found.finding.chosen
+    return change.steps[-1] if change else step

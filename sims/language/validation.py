@@ -25,6 +25,7 @@ from sims.files import write_atomically
 from sims.language.model import LanguageModel
 from sims.language.pairing import tokenize
 from sims.language.preferences import PreferencePair
+from sims.language.scores import ALPHA as RMSPROP
 from sims.language.scoring.scorer import Scorer
 from sims.language.validation_record import LENGTH, PERCENTILES, SCORES, Validation
 from sims.language.validation_runs import Course, Kept, Restarts
@@ -129,30 +130,26 @@ def validate(
     if percentiles and size < 2:
         raise ValueError("percentiles needs subsets: subset_size must be at least 2, got 1")
     _check_enough(len(pairs), size)
-    label = [f"pair {i}" for i in range(len(pairs))] if where is None else list(where)
+    names = [f"pair {i}" for i in range(len(pairs))] if where is None else list(where)
     columns, seconds = _scored(model, pairs, keep, progress)
     usable = [i for i in range(len(pairs)) if all(math.isfinite(x[i]) for x in columns.values())]
     _check_enough(len(usable), size)
     columns = {name: x[usable] for name, x in columns.items()}
-    pairs, label = [pairs[i] for i in usable], [label[i] for i in usable]
+    slopes, exact = _slopes(loss, columns)
+    scores = oriented(columns, slopes if exact else np.ones(len(usable)))
+    subsets = _subsets(len(usable), size, seed)
+    around = [around_percentile(x, p, size) for x in scores.values() for p in PERCENTILES] if percentiles else []
 
-    with Restarts(model, loss, steps, pairs[0]) as restarts:
-        slopes, exact = _slopes(loss, columns)
-        subsets = _subsets(len(pairs), size, seed)
+    plan = [[pairs[usable[i]] for i in rows] for rows in (*subsets, *around)]
+    with Restarts(model, loss, steps, plan[0][0]) as restarts:
         kept = Kept(restarts, keep, model=model.fingerprint)
         lr, tried = learning_rate, 0
         if lr is None:
-            first = [[pairs[i] for i in rows] for rows in subsets[:TRIED]]
             guess = _guess(columns, slopes, optimizer, steps)
-            lr, tried = _sought(kept, first, OPTIMIZERS[optimizer], guess, margin_gain, progress)
-        opt = Optimizer(OPTIMIZERS[optimizer], lr)
-        scores = oriented(columns, slopes if exact else np.ones(len(pairs)))
-        around = {n: [around_percentile(x, p, size) for p in PERCENTILES] for n, x in scores.items() if percentiles}
-        plan = [*subsets, *(rows for own in around.values() for rows in own)]
-        done = _trained(kept, [[pairs[i] for i in rows] for rows in plan], opt, progress)
-    chosen, rejected = (np.stack([x.mean(axis=1) for x in own]) for own in zip(*(c[:2] for c in done), strict=True))
-    n = len(subsets)
-    change = iter(chosen[n:, -1] - chosen[n:, 0])
+            lr, tried = _sought(
+                kept, plan[: min(TRIED, len(subsets))], OPTIMIZERS[optimizer], guess, margin_gain, progress
+            )
+        done = _trained(kept, plan, Optimizer(OPTIMIZERS[optimizer], lr), progress)
     parameters = {
         "fingerprint": model.fingerprint,
         "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
@@ -163,21 +160,24 @@ def validate(
         "margin_gain": margin_gain,
         "steps": steps,
         "subset_size": size,
-        "pairs": len(pairs),
-        "left_out": [label[i] for i in range(len(label)) if i not in set(usable)],
+        "pairs": len(usable),
+        "left_out": [name for i, name in enumerate(names) if i not in usable],
         "seed": seed,
         "moved": min(c.moved for c in done),
-        "exact": exact,  # whether the gradient probe is the first-order change of this loss
+        "exact": exact,  # whether the probes are first-order changes of this loss
         "version": __version__,
     }
+    n = len(subsets)
+    chosen, rejected = (np.array([x.mean(axis=1) for x in own]) for own in zip(*(c[:2] for c in done), strict=True))
+    change = (chosen[n:, -1] - chosen[n:, 0]).reshape(-1, len(PERCENTILES))
     return Validation(
         parameters,
-        tuple(label),
+        tuple(names[i] for i in usable),
         scores,
         tuple(map(tuple, subsets)),
         chosen[:n],
         rejected[:n],
-        {name: np.array([next(change) for _ in PERCENTILES]) for name in around},
+        dict(zip(scores, change, strict=False)),
         seconds | {"run": float(np.median([c.seconds for c in done[:n]]))},
     )
 
@@ -249,8 +249,10 @@ def _guess(columns: dict[str, Array], slopes: Array, optimizer: str, steps: int)
     """The rate at which the median pair's margin would grow by 1 nat, to first order."""
     if optimizer == "sgd":
         speed = np.median(slopes * columns["gradient_step_margin"])
-    else:  # RMSprop's first steps are ten times longer; the search mends it
+    else:
         speed = np.median(columns["sign_step_margin"])
+    if optimizer == "rmsprop":  # its first steps are longer than the rate, the very first ten times
+        speed *= np.mean(1 / np.sqrt(1 - RMSPROP ** np.arange(1, steps + 1)))
     return 1 / (steps * float(speed)) if speed > 0 else 1e-6
 
 
@@ -258,15 +260,21 @@ def _sought(
     kept: Kept, subsets: Sequence[Sequence[PreferencePair]], name: str, guess: float, gain: float, progress: bool
 ) -> tuple[float, int]:
     """A learning rate at which the median margin of the runs grows by `gain`, and the number of rates tried."""
-    rate, median = guess * gain, math.nan
-    for tried in range(1, 11):
+    rate, median, below, above = guess * gain, math.nan, 0.0, math.inf
+    for tried in range(1, 13):
         rate = float(f"{rate:.2g}")
         runs = tqdm(subsets, desc=f"trying learning rate {rate:g}", disable=not progress, leave=False)
         median = float(np.median([kept.run(own, Optimizer(name, rate)).gain for own in runs]))
         if CLOSE[0] * gain <= median <= CLOSE[1] * gain:
             return rate, tried
-        # A run that left float range, or whose margin fell, went too far.
-        rate *= min(10.0, max(0.1, gain / median)) if median > 0 else 0.1
+        if 0 < median < gain:
+            below = max(below, rate)
+        else:  # a margin that fell, or left float range, went too far as well
+            above = min(above, rate)
+        if below and above < math.inf:
+            rate = math.sqrt(below * above)
+        else:
+            rate *= min(10.0, max(0.1, gain / median)) if median > 0 else 0.1
     raise SolverError(
         f"no learning rate was found at which the margin grows by about {gain:g} nat (by {median:+.2g} at the last "
         "one tried): give one"

@@ -30,6 +30,7 @@ DRAWS = 2000
 WORTH = 0.3  # the rank correlation below which dropping the pairs ranked highest does little more than dropping any
 DROPPED = (0.05, 0.1, 0.2)
 PERCENTILES = (0, 25, 50, 75, 100)
+FEW = 5  # falls
 LENGTH = "length_difference"
 
 
@@ -72,7 +73,7 @@ class Finding:
     rho : with the fall at the end. beyond : the same at equal length difference (None for the length itself).
     early : rho with the fall by the first step.
     removed : share of the sum of all falls that dropping the DROPPED shares of pairs with the highest scores would have
-        removed; precision : share of those dropped that fell. Both empty where runs hold several pairs.
+        removed; precision : share of those dropped that fell. Both empty without `Validation.lifts`.
     needed : runs that would decide, where it is undecided.
     """
 
@@ -117,6 +118,11 @@ class Validation:
         """Whether every run holds one pair."""
         return all(len(rows) == 1 for rows in self.runs)
 
+    @property
+    def lifts(self) -> bool:
+        """Whether it can be said what dropping pairs removes: of pairs, and with enough falls to speak of shares."""
+        return self.alone and int((self.fall() > 0).sum()) >= FEW
+
     def fall(self, step: int = -1) -> Array:
         """(R,) by how much ln pi(y+) has fallen after a step, nats."""
         return self.chosen[:, 0] - self.chosen[:, step]
@@ -141,7 +147,7 @@ class Validation:
         return next(f for f in self.findings if f.name == name)
 
     def _finding(self, name: str, rho: Range, beyond: Range | None, early: Range) -> Finding:
-        lifts = [self.lift(name, q) for q in DROPPED] if self.alone else []
+        lifts = [self.lift(name, q) for q in DROPPED] if self.lifts else []
         removed, precision = (tuple(x[i] for x in lifts) for i in (0, 1))
         verdict = decide(rho, beyond)
         needed = runs_needed(rho, beyond, len(self.runs)) if verdict == "undecided" else None

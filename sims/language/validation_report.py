@@ -13,7 +13,6 @@ VERDICTS = {
     "useless": "useless",
     "misleading": "misleading (the higher it is, the less falls)",
 }
-FEW = 5  # falls
 
 
 def report(data: Validation) -> str:
@@ -48,7 +47,7 @@ def _answer(data: Validation) -> Iterator[str]:
     for name in ("ches", LENGTH):
         if name not in (best.name, free.name):
             yield f"  {SCORES[name].label}: {sentence(data, data.finding(name))}"
-    if _lifts(data):
+    if data.lifts:
         kept = best.removed[1], data.lift(None, DROPPED[1])[0]
         yield (
             f"Dropping the {DROPPED[1]:.0%} of pairs that the best ranks highest would have removed {kept[0]:.0%} of "
@@ -70,8 +69,8 @@ def _runs(data: Validation) -> Iterator[str]:
     )
     if p["moved"] < 0.99:
         yield (
-            f"Attention: {1 - p['moved']:.0%} of the weights that the first step should move stayed where they were: "
-            f"too small a step for {p['dtype']}. Use --dtype float32."
+            f"Attention: {1 - p['moved']:.0%} of the gradient met weights that the first step did not change: the step "
+            f"is too small for {p['dtype']} (--dtype float32)."
         )
     if p["left_out"]:
         yield f"Left out, for want of a finite score: {', '.join(p['left_out'])}."
@@ -80,7 +79,7 @@ def _runs(data: Validation) -> Iterator[str]:
 
 
 def _table(data: Validation) -> Iterator[str]:
-    lifts = _lifts(data)
+    lifts = data.lifts
     drop = "drop " + "/".join(f"{100 * q:.0f}" for q in DROPPED) + " %"
     heads = ("rho, at the end", "at equal length", "after 1 step")
     yield f"  {'':27}" + "".join(f"{x:>21}" for x in heads) + (f"{drop:>16}" if lifts else "") + "   verdict"
@@ -91,11 +90,6 @@ def _table(data: Validation) -> Iterator[str]:
         yield f"  {f.label:27}{cells}{removed}   {f.verdict} ({cost})"
     if lifts:
         yield f"  {'the best order':90}{' '.join(f'{data.lift(None, q)[0]:4.0%}' for q in DROPPED):>16}"
-
-
-def _lifts(data: Validation) -> bool:
-    """Whether it can be said what dropping pairs removes: of pairs, and with enough falls to speak of shares."""
-    return data.alone and int((data.fall() > 0).sum()) >= FEW
 
 
 def _seconds(data: Validation, name: str) -> float:
@@ -122,6 +116,6 @@ def _rule(data: Validation) -> Iterator[str]:
     yield f"expected; +1 ranks all rightly. The intervals of a column pair hold together with {LEVEL:.0%} (bootstrap)."
     yield f"useless: interval below {WORTH:g}; useful: above 0, also at equal length difference; no better than length:"
     yield f"above 0, but at equal length below {WORTH:g}; else undecided. In brackets the cost per pair."
-    if _lifts(data):
+    if data.lifts:
         yield "drop: share of all falls (their sum) removed by dropping the highest-scored pairs. It counts what a pair"
         yield "does to itself; for what pairs do to each other, measure subsets (--subset_size 8)."

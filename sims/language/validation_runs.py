@@ -36,8 +36,9 @@ IGNORED = -100  # a target that cross-entropy leaves out
 class Course(NamedTuple):
     """ln pi of P pairs before each of T steps and after the last, nats; NaN after a step that left float range.
 
-    chosen, rejected (T + 1, P). moved : share of the weights with a gradient that the first step changed (less than 1
-    where steps are too small for the type of the weights). seconds : what the run took.
+    chosen, rejected (T + 1, P). seconds : what the run took.
+    moved : share of the weights that the first step changed, each counted by the size of its gradient; less than 1
+        where the step is too small for the type of the weights.
     """
 
     chosen: Array
@@ -57,7 +58,7 @@ class Restarts:
 
     model : its network is trained in place; use as a context manager, or call `restore` at the end.
     loss : a function of the log-probabilities of whole responses; its reference is the model as it is now.
-    optimizer : a new one for every run. steps : of every run. witness : a pair whose ln pi is computed before every run
+    steps : of every run, each with a new optimiser. witness : a pair whose ln pi is computed before every run
         and must be the same to the bit.
 
     Raises ValueError for a loss of single tokens or of gradient norms.
@@ -129,13 +130,14 @@ class Restarts:
 
     @torch.no_grad()
     def _moved(self) -> float:
-        meant = went = 0
+        """Share of the weights that changed, each counted by the size of its gradient."""
+        meant = went = 0.0
         for name, p in self.network.named_parameters():
             if p.grad is not None:
-                pushed = p.grad != 0
-                meant += int(pushed.sum())
-                went += int((pushed & (p != self.start[name].to(p.device))).sum())
-        return went / max(meant, 1)
+                size = p.grad.abs()
+                meant += float(size.sum(dtype=torch.float64))
+                went += float((size * (p != self.start[name].to(p.device))).sum(dtype=torch.float64))
+        return went / meant if meant else 1.0
 
 
 def log_probs(network: Any, pairs: Sequence[PreferencePair]) -> Tensor:

@@ -27,9 +27,9 @@ def plot_validation(data: Validation, axes: Sequence[Axes] | None = None) -> lis
     plot_correlations(data, axes[0])
     plot_change(data, best, axes[1])
     plot_change(data, "ches" if best != "ches" else data.findings[1].name, axes[2])
-    (plot_lift if data.alone else plot_course)(data, axes[3])
+    (plot_lift if data.lifts else plot_course)(data, axes[3])
     titles = ("which score foretells the fall", "the best predictor", "CHES" if best != "ches" else "the second")
-    last = "what dropping pairs would have removed" if data.alone else "from the first step to the last"
+    last = "what dropping pairs would have removed" if data.lifts else "from the first step to the last"
     for ax, letter, title in zip(axes, "abcd", (*titles, last), strict=True):
         ax.set_title(f"({letter}) {title}")
     return axes
@@ -67,6 +67,7 @@ def plot_change(data: Validation, name: str, ax: Axes | None = None) -> Axes:
         ax.plot(rank[own], change[own], marker, ms=4.5, color=color, alpha=0.8, label="fell" if fell else "rose")
     ax.axhline(0, color=BLACK, lw=0.8)
     f = data.finding(name)
+    ax.margins(y=0.15)
     ax.set(xlabel=f"rank by {f.label} (right: a fall is expected)", ylabel=r"change of $\ln\,\pi(y^+)$  (nats)")
     ax.text(0.98, 0.97, f"ρ = {f.rho}", transform=ax.transAxes, ha="right", va="top", fontsize=8)
     ax.legend(fontsize=7, loc="lower left")

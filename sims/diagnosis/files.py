@@ -81,13 +81,11 @@ def _text(file: Path) -> str:
 
 def _entries(file: Path, text: str) -> tuple[list[dict[str, Any]], str, list[str]]:
     """(entries, kind, notes) of a file's text, by what it looks like."""
-    start = text.lstrip()[:1]
-    if file.suffix == ".json" or (start in "{[" and "\n{" not in text.strip()):
-        try:
-            return _whole(json.loads(text))
-        except json.JSONDecodeError as error:
-            if file.suffix == ".json":
-                raise ValueError(f"not complete JSON ({error}): copied while it was written?") from None
+    try:
+        return _whole(json.loads(text))
+    except json.JSONDecodeError as error:
+        if file.suffix == ".json" and error.msg != "Extra data":  # that would be JSON lines under another name
+            raise ValueError(f"not complete JSON ({error}): copied while it was written?") from None
     if file.suffix == ".csv":
         return _table(text)
     return _lines(text)
@@ -95,11 +93,8 @@ def _entries(file: Path, text: str) -> tuple[list[dict[str, Any]], str, list[str
 
 def _whole(data: Any) -> tuple[list[dict[str, Any]], str, list[str]]:
     history = data.get("log_history", data) if isinstance(data, dict) else data
-    if isinstance(history, dict):  # {"rewards/chosen": [...], ...}: columns
-        columns = {k: v for k, v in history.items() if isinstance(v, list)}
-        if not columns or len({len(v) for v in columns.values()}) > 1:
-            return [history], "JSON", []
-        history = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if isinstance(history, dict):
+        history = [history]
     if not isinstance(history, list) or not all(isinstance(e, dict) for e in history):
         raise ValueError("expected log_history, a list of entries, as in trainer_state.json")
     if not history:
@@ -109,7 +104,10 @@ def _whole(data: Any) -> tuple[list[dict[str, Any]], str, list[str]]:
 
 
 def _table(text: str) -> tuple[list[dict[str, Any]], str, list[str]]:
-    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise ValueError(f"not readable as CSV: {error}") from None
     header = list(rows[0]) if rows else []
     runs: dict[str, list[str]] = {}
     for name in header:  # wandb exports a chart as "run - metric", with __MIN and __MAX beside it

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ _KEY = re.compile(
 _AUTHORS = re.compile(r"(?P<group>rewards|logps)_(?P<split>train|eval)/(?P<metric>\w+)")
 
 
+@lru_cache(maxsize=4096)
 def canonical(key: str) -> tuple[str, str] | None:
     """(split, metric) of a logged key, or None: "eval_rewards/chosen" is ("eval", "reward_chosen").
 

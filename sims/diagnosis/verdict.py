@@ -28,7 +28,7 @@ RULES: dict[Name, str] = {
     f"and the token accuracy of the chosen is at most {HALF:.0%} of its start, or the entropy per token at least "
     f"{RISE:g} times its start (and {RISE_NATS:g} nat above) or at most {DROP:.0%} of it",
     "displaced": "at the end the chosen log-probability is below its start by more than {limit}, noise "
-    "included, while the margin grew",
+    f"included, while the margin grew; severity low below {SHALLOW:.0%}, high from {DEEP:.0%} of -ln pi(chosen) before",
     "recovered": f"on the way the chosen log-probability was below its start by more than {{limit}}, noise "
     f"included, and at the end {RETURN:.0%} of that is made up and no fall is seen",
     "no displacement": f"at the end a fall of the chosen log-probability by more than {{limit}} or "

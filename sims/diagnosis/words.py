@@ -58,7 +58,7 @@ def evidence(d: "Diagnosis") -> tuple[str, ...]:
         if f.relative is not None:
             before = c.end / f.relative
             out.append(
-                f"depth: the chosen started at ln pi = {before:.4g} on average; {f.relative:.0%} of that was lost"
+                f"depth: ln pi(chosen) went from {before:.4g} to {before + c.end:.4g} on average over these pairs"
             )
         if c.lowest < c.end - abs(c.end) / 10:
             out.append(f"lowest on the way: {amount(c.lowest)} {u} about {d.log.axis} {c.lowest_step:g}")

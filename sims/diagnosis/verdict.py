@@ -207,7 +207,7 @@ def _change(log: Log, scale: Scale, split: str, name: str) -> Change | None:
     if not scale.reference:
         return measure(steps, values, fixed, None)
     # Against the reference the start is 0; a value of the untrained model tells how well.
-    first = log.axis == "step" and steps[0] <= (0 if fixed else 1)
+    first = steps[0] <= 0 if fixed else log.axis == "step" and steps[0] <= 1
     floor = float(min(abs(values[0]), scale.limit(FLOOR))) if first else 0.0
     if first and fixed:
         return measure(steps[1:], values[1:], True, float(values[0]), floor)

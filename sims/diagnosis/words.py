@@ -62,6 +62,9 @@ def evidence(d: "Diagnosis") -> tuple[str, ...]:
             )
         if c.lowest < c.end - abs(c.end) / 10:
             out.append(f"lowest on the way: {amount(c.lowest)} {u} about {d.log.axis} {c.lowest_step:g}")
+    before = c.values[-2 * c.window : -c.window]
+    if len(before) == c.window and sum(before) / c.window - c.end > max(d.limit, (c.high - c.low) / 2):
+        out.append(f"still falling: {amount(c.end - sum(before) / c.window)} {u} since the window before")
     if f.ranked is not None:
         out.append(f"pairs ranked right at the end: {f.ranked:.0%}")
     if all(x is None or max(abs(x.low), abs(x.high)) < d.limit for x in (c, f.rejected)):

@@ -1,7 +1,6 @@
 """Tables in Arrow's formats: Parquet, folders of `datasets`, the hub. pyarrow and datasets are imported when used."""
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +56,27 @@ class Parquet(ArrowTable):
         return sum(self._sizes)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
-        import pyarrow
-
-        stop = len(self) if stop is None else min(stop, len(self))
         first, before = 0, 0
         while first < len(self._sizes) and before + self._sizes[first] <= start:
             before += self._sizes[first]
             first += 1
-        with self._open(self.path) as file:
-            for piece in file.iter_batches(BATCH, row_groups=list(range(first, len(self._sizes)))):
-                if before >= stop:
-                    return
-                begin, end = max(start - before, 0), min(stop - before, len(piece))
-                before += len(piece)
-                if begin < end:
-                    yield pyarrow.Table.from_batches([piece.slice(begin, end - begin)])
+        # Neither option is the default, and without both a whole row group is held.
+        with self._open(self.path, pre_buffer=False, buffer_size=1 << 20) as file:
+            pieces = file.iter_batches(BATCH, row_groups=list(range(first, len(self._sizes))))
+            yield from _window(pieces, before, start, stop)
+
+
+def _window(pieces: Iterable[Any], before: int, start: int, stop: int | None) -> Iterator[Any]:
+    """The rows start, ..., stop - 1 as tables, of record batches that begin with the row `before`."""
+    import pyarrow
+
+    for piece in pieces:
+        if stop is not None and before >= stop:
+            return
+        begin, end = max(start - before, 0), len(piece) if stop is None else min(stop - before, len(piece))
+        before += len(piece)
+        if begin < end:
+            yield pyarrow.Table.from_batches([piece.slice(begin, end - begin)])
 
 
 class _Dataset(ArrowTable):
@@ -79,18 +84,23 @@ class _Dataset(ArrowTable):
 
     dataset: Any
 
-    @cached_property
+    @property
     def schema(self) -> Any:
-        return self.dataset.features.arrow_schema
+        return self.dataset.data.schema
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Any]:
-        stop = len(self) if stop is None else min(stop, len(self))
-        arrow = self.dataset.with_format("arrow")
-        for begin in range(start, stop, BATCH):
-            yield arrow[begin : min(begin + BATCH, stop)]
+        # The files are read and not mapped, as `datasets` has them: mapped pages stay in memory until others need it.
+        return _window(self._pieces(), 0, start, stop)
+
+    def _pieces(self) -> Iterator[Any]:
+        import pyarrow
+
+        for file in self.files:
+            with pyarrow.OSFile(str(file)) as source, pyarrow.ipc.open_stream(source) as reader:
+                yield from reader
 
     @property
     def files(self) -> Sequence[Path]:
@@ -130,6 +140,8 @@ class Hub(_Dataset):
         super().__init__(path)
         from datasets import load_dataset
 
+        if "[" in (split or ""):
+            raise ValueError(f"split must be a name, got {split!r}: save a part with save_to_disk and give the folder")
         try:
             self.dataset = load_dataset(self.path, split=split or "train", keep_in_memory=False)
         except Exception as error:  # whatever the hub, the network or the builder raise

@@ -154,6 +154,7 @@ def write_parquet(path: Path, joined: Joined, first: Sequence[Mapping[str, Any]]
 def write_folder(path: Path, joined: Joined, first: Sequence[Mapping[str, Any]]) -> None:
     import datasets
     import pyarrow as pa
+    from datasets.table import InMemoryTable
 
     schema, tables = _tables(joined, first)
     stream = path.with_name("stream.arrow")
@@ -162,13 +163,17 @@ def write_folder(path: Path, joined: Joined, first: Sequence[Mapping[str, Any]])
             writer.write_table(table)
     with open(stream, "rb") as f:
         content = hashlib.file_digest(f, "sha256").hexdigest()[:16]
-    dataset = datasets.Dataset.from_file(str(stream))
-    # A fingerprint that depends on the rows alone: the same rows give the same folder, byte for byte.
-    dataset = datasets.Dataset(dataset.data, info=dataset.info, fingerprint=content)
+    # An empty data set of this schema gives all but the rows. Its fingerprint depends on the rows alone: the same rows
+    # give the same folder, byte for byte.
+    features = datasets.Features.from_arrow_schema(schema)
+    info = datasets.DatasetInfo(features=features)
+    empty = datasets.Dataset(InMemoryTable(schema.empty_table()), info=info, fingerprint=content)
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        dataset.save_to_disk(str(path))
+        empty.save_to_disk(str(path), num_shards=1)
     finally:
         if not quiet:
             datasets.enable_progress_bars()
+    (data,) = path.glob("*.arrow")
+    stream.replace(data)

@@ -15,7 +15,7 @@ HEAD = 100  # rows that tell the columns
 SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
 }  # fmt: skip
-HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # a name there
+HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # a name there, with its owner
 
 
 class Row(NamedTuple):

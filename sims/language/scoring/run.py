@@ -7,6 +7,7 @@ the run; a shard depends on its rows and the manifest only, so the result is the
 import itertools
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,8 @@ def score_table(
         return _finish(folder, output, run, shards, overwrite, warnings)
     except KeyboardInterrupt:
         if group.main:
-            tqdm.write(f"\n{len(_done(folder))} shards are kept in {str(folder)!r}: repeat the command to go on")
+            kept = f"{len(_done(folder))} shards are kept in {str(folder)!r}"
+            print(f"\n{kept}: repeat the command to go on", file=sys.stderr)
         raise
     finally:
         group.end()
@@ -169,7 +171,8 @@ def _highest(columns: dict[str, list[Any]], rows: list[Any], examples: list[Any]
     for pair in found:
         i, k = pair.pop("row"), pair.pop("rejected")
         chosen, rejected = texts_of(examples[i], model.text)[k]
-        pair |= {"where": rows[i].where, "chosen": chosen, "rejected": rejected}
+        which = f", rejected {k + 1}" if examples[i].several else ""
+        pair |= {"where": rows[i].where + which, "chosen": chosen, "rejected": rejected}
     return found
 
 
@@ -204,7 +207,8 @@ def _finish(
     for i in range(count):
         tally.add(_stored(folder, i))
     names = _stored(folder, 0)["columns"] if overwrite else ()
-    write_table(output, again, _joined(folder, count, tally.several), overwrite=tuple(names))
+    columns = tqdm(_joined(folder, count, tally.several), total=tally.rows, unit=" rows", desc="write", disable=None)
+    write_table(output, again, columns, overwrite=tuple(names))
     summary = tally.summary(str(output), data["path"], run["model"]["name_or_path"], (*warnings, *of_data(tally)))
     write_atomically(Path(f"{output}.manifest.json"), to_json({"run": run, "summary": summary.to_dict()}))
     _remove(folder)

@@ -121,8 +121,9 @@ class Summary:
     def _table(self) -> str:
         if not self.highest:
             return ""
-        lowest = RANKED[self.ranked_by] < 0
-        lines = [f"{'Lowest' if lowest else 'Highest'} {self.ranked_by}: the deepest fall expected first"]
+        low = RANKED[self.ranked_by] < 0
+        end, more = ("Lowest", "; above 0 it rises") if low else ("Highest", "")
+        lines = [f"{end} {self.ranked_by}: the deepest fall expected first{more}"]
         width = max(len(row["where"]) for row in self.highest)
         for row in self.highest:
             texts = f"{row['chosen']!r} | {row['rejected']!r}"
@@ -205,7 +206,7 @@ class Tally:
             nearly_identical=self.alike if "edit_distance" in self.columns else None,
             falls=dict(self.falls),
             ranked_by=ranking(self.columns),
-            highest=tuple(self.highest),
+            highest=tuple({k: v for k, v in row.items() if k != "fall"} for row in self.highest),
             quantiles={name: c.quantiles() for name, c in self.columns.items() if c.sample.count},
             warnings=warnings,
         )

@@ -10,7 +10,7 @@ and a step of sign descent (Adam and RMSprop begin like it) by eta sgn(g+ - g-).
 Negative: ln pi(chosen) falls. Two passes forward and back; memory for two gradients beside the network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,17 +37,20 @@ class Probe:
 
     def __call__(self, pair: PreferencePair) -> dict[str, float]:
         """The four numbers of a pair, summed in float64."""
-        plus, minus = (self._gradient(pair.prompt, y) for y in pair[1:])
         out = dict.fromkeys(PROBE, 0.0)
-        for g, k in zip(plus, minus, strict=True):
-            if g is None and k is None:
-                continue
-            g = wide(torch.zeros_like(k) if g is None else g)
-            ascent = g if k is None else g - wide(k)
+        for g, k in self.gradients(pair):
+            ascent = g - k
             sign = signs(ascent[None])[0]  # an entry that is rounding has none
             for name, x, step in zip(PROBE, (g, ascent) * 2, (ascent, ascent, sign, sign), strict=True):
                 out[name] += float((x * step).sum(dtype=torch.float64))
         return out
+
+    def gradients(self, pair: PreferencePair) -> Iterator[tuple[Tensor, Tensor]]:
+        """g+ and g- by each of the parameters, at least float32."""
+        plus, minus = (self._gradient(pair.prompt, y) for y in pair[1:])
+        for p, g, k in zip(self.parameters, plus, minus, strict=True):
+            nothing = torch.zeros_like(wide(p.detach())) if g is None or k is None else None
+            yield (nothing if g is None else wide(g)), (nothing if k is None else wide(k))  # type: ignore[misc]
 
     @torch.enable_grad()
     def _gradient(self, prompt: Sequence[int], response: Sequence[int]) -> tuple[Tensor | None, ...]:

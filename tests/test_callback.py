@@ -204,17 +204,18 @@ def test_a_resumed_run_keeps_the_baseline(model, tmp_path, theirs):
 class Log:
     """A trainer's side of the callback: what was logged, step by step."""
 
-    def __init__(self, callback, folder, main=True, **arguments):
-        self.callback = callback
+    def __init__(self, callback, folder, main=True, network=None, **arguments):
+        self.callback, self.network = callback, network
         self.args = SimpleNamespace(output_dir=str(folder), **({"beta": 0.1, "loss_type": ["sigmoid"]} | arguments))
         self.state = SimpleNamespace(
             log_history=[], global_step=0, max_steps=1000, stateful_callbacks={}, is_world_process_zero=main
         )
         self.control = SimpleNamespace(should_training_stop=False)
-        callback.on_train_begin(self.args, self.state, self.control)
+        callback.on_train_begin(self.args, self.state, self.control, model=network)
 
     def log(self, **values):
         self.state.global_step += 1
+        self.callback.on_step_end(self.args, self.state, self.control, model=self.network)
         logs = {k.replace("_", "/", 1) if k.startswith("rewards") else k: v for k, v in values.items()}
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self.callback.on_log(self.args, self.state, self.control, logs=logs)
@@ -277,6 +278,24 @@ def test_a_log_without_its_keys_is_passed_over(tmp_path):
     callback.on_train_end(log.args, log.state, log.control)
     assert json.loads((tmp_path / "displacement.json").read_text())["diagnosis"] is None
     assert "displacement/alarm" not in log.state.log_history[-1]
+
+
+def test_the_probe_alone_raises_the_alarm_where_no_rewards_are_logged(model, tmp_path):
+    asked = pairs(model, ALIKE)[:2]
+    for worse, alarm in ((1.0, None), (-8.0, 4)):
+        network = copy.deepcopy(model.network)
+        callback = DisplacementCallback(probe=Probe(tuple(asked)), every=2, stop=True)
+        log = Log(callback, tmp_path, network=network, beta=None)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DisplacementWarning)
+            for _ in range(5):
+                network.lm_head.weight[model.token("k")] += (worse - 1) / 5
+                log.log(loss=1.0)
+        assert callback.alarm == alarm
+        assert callback.report.diagnosis is None
+        assert callback.steps == [0, 2, 4]
+        fell = measured(model, network, asked, 1) - measured(model, model.network, asked, 1)
+        assert (fell < -1) == (alarm is not None)
 
 
 def test_other_processes_decide_alike_and_say_nothing(tmp_path):

@@ -26,7 +26,7 @@ def next_log_probs(model: LanguageModel, prompts: Sequence[Ids]) -> Array:
         states = hidden_states(model, part)
         last = torch.stack([x[len(p) - 1] for x, p in zip(states, part, strict=True)])
         rows.append(torch.log_softmax(model.logits(last).double(), dim=-1))
-    return torch.cat(rows).numpy()
+    return torch.cat(rows).cpu().numpy()
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def sample(
 
 def hidden_states(model: LanguageModel, sequences: Sequence[Ids]) -> Tensor:
     """(N, T, d) states after the final norm, of sequences padded on the right to the longest."""
-    ids = padded(sequences)
+    ids = padded(sequences).to(model.network.device)
     limit = model.longest
     if ids.shape[1] > limit:
         raise ValueError(f"prompt and response must have at most {limit} tokens together, got {ids.shape[1]}")

@@ -37,7 +37,7 @@ class Probe:
 
     def __call__(self, pair: PreferencePair) -> dict[str, float]:
         """The four numbers of a pair, summed in float64."""
-        out = dict.fromkeys(PROBE, 0.0)
+        out: dict[str, float] = dict.fromkeys(PROBE, 0.0)
         for g, k in self.gradients(pair):
             ascent = g - k
             sign = signs(ascent[None])[0]  # an entry that is rounding has none

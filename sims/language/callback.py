@@ -220,15 +220,8 @@ class DisplacementCallback(TrainerCallback, ExportableState):
         """Verdicts on the log and on the probe, kept; those that are alarming, None for a log of nothing finite."""
         settings = {k: v for k, v in self._settings.items() if v is not None}
         self._verdicts = [_verdict(history, **settings), _verdict(self._entries())]
-        out: list[Diagnosis | None] = []
-        for entries, found in zip((history, self.log_probs), self._verdicts, strict=True):
-            if found is None:
-                out += [None] if entries is history and _broken(history) else []
-                continue
-            chosen = found.finding.chosen
-            fell = chosen is None or chosen.end < -found.scale.limit(self.threshold)
-            out += [found] if found.verdict in ALARMING and fell else []
-        return out
+        alarming = [d for d in self._verdicts if d is not None and d.verdict in ALARMING and _fell(d, self.threshold)]
+        return [*alarming] or ([None] if self._verdicts[0] is None and _broken(history) else [])
 
     def _entries(self) -> list[dict[str, float]]:
         """The probe as a log of evaluations."""
@@ -285,6 +278,12 @@ def _verdict(entries: list[dict[str, Any]], **settings: Any) -> Diagnosis | None
         return diagnose(Log.of(entries, kind="running", settings=settings))
     except ValueError:
         return None
+
+
+def _fell(found: Diagnosis, nats: float) -> bool:
+    """By so much, or to what is no number."""
+    change = found.finding.chosen
+    return change is None or change.end < -found.scale.limit(nats)
 
 
 def _last(found: Diagnosis | None, step: int) -> float:

@@ -74,7 +74,7 @@ def checked(
 
     def look(length: float) -> Measured:
         at = moved(network.weights, first.step, length)
-        there = first_step(network, ask, first.plus, first.minus, optimizer, at)
+        there = first_step(network, ask, first.plus, first.minus, optimizer, at, split=False)
         grown = max((x.gained for t, x in found.items() if x.agrees and t < length), default=0.0)
         found[length] = _compared(there, theory, weigh, grown, others)
         bar.update()

@@ -41,14 +41,15 @@ def outlook(
 
     Parameters
     ----------
-    model : with weights in float32 or float64. It is left alone; memory for about four copies of it is needed.
+    model : with weights in float32 or float64. It is left alone; memory for about five copies of it is needed.
     question : the prompt, the pair and the candidates (`texts.ask`).
     optimizer : "sgd", or "sign": the first steps of RMSprop and Adam.
     trained : "both", "body" or "head".
     loss : any loss of the margin; the paths do not depend on it, where they end does. Default: DPO with beta = 0.1.
     margin : nats of margin to look ahead. top : tokens to list.
 
-    Raises ValueError for half precision, arguments out of their domains, or a loss that does not raise the margin.
+    Raises ValueError for half precision, arguments out of their domains, a loss that does not raise the margin, or a
+    pair that no step tells apart.
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(unknown("optimizer", optimizer, OPTIMIZERS))
@@ -61,6 +62,10 @@ def outlook(
     plus, minus = (y[0] for y in q.responses[:2]) if q.single else (0, 1)
     ask = network.next_token(q.prompt) if q.single else by_response
     first = first_step(network, ask, plus, minus, optimizer)
+    if not sum(first.speeds) > 0:
+        raise ValueError(
+            f"preferred and dispreferred must be told apart by a step, {q.texts[:2]} are not (or it is NaN)"
+        )
     ours = local(network, q.prompt, plus, minus, optimizer) if q.single else None
     names = ("kernel" if optimizer == "sgd" else "line", "unconstrained") if ours else ("rates",)
     theories = [Theory(name, loss, first, ours) for name in names]
@@ -129,16 +134,10 @@ def _foretold(theory: Theory, end: float, others: list[int]) -> Foretold:
     gained = gained[: len(path)]  # a path that ends never begins again
     change = path[:, first.plus] - path[0, first.plus]
     low = int(change.argmin())
-    whole = None
-    if theory.model is not None and (theory.model.optimizer == "sgd"):
-        whole = theory.model.flow(theory.name, theory.loss).displacement()
     return Foretold(
         theory=theory.name,
         lowest=float(change[low]),
         lowest_at=float(gained[low]),
-        status=whole and whole.status,
-        depth=whole and whole.depth,
-        trough_at=whole and whole.trough.margin - first.margin,
         gained=tuple(gained.tolist()),
         preferred=tuple(path[:, first.plus].tolist()),
         dispreferred=tuple(path[:, first.minus].tolist()),

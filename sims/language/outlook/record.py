@@ -1,6 +1,7 @@
 """The record of `sims.language.outlook` and the words in which it speaks."""
 
 import html
+import re
 import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -45,17 +46,13 @@ class Foretold:
     """What a theory says of ln pi(y+) (nats, against its start) as the margin grows.
 
     theory : "kernel", "line", "unconstrained", or "rates" (responses of several tokens).
-    lowest, lowest_at : of the change of ln pi(y+) up to the margin asked for. status, depth, trough_at : of the whole
-        flow of the loss, where there is one (`theory.Displacement`).
+    lowest, lowest_at : of the change of ln pi(y+) up to the margin asked for.
     gained (T,), preferred (T,), dispreferred (T,) : the path, ln pi; others (k, T) that of the k that gain.
     """
 
     theory: str
     lowest: float
     lowest_at: float
-    status: str | None
-    depth: float | None
-    trough_at: float | None
     gained: tuple[float, ...]
     preferred: tuple[float, ...]
     dispreferred: tuple[float, ...]
@@ -187,11 +184,11 @@ class Outlook:
         return f"{words} (nats per nat of margin)." if words else "none of those looked at."
 
     def _reach(self) -> str:
-        reach = f"{self.checked.reach:.3g} nats of margin gained"
+        reach = f"{self.checked.reach:.3g} nats of margin gained (trainers log beta times this as rewards/margins)"
         if self.checked.ended == "asked":
-            return f"up to {reach} and perhaps further: the network measured again there still agrees."
-        why = "the margin grows no further along this step" if self.checked.ended == "turns" else "it differs beyond"
-        return f"up to {reach}; the network measured again where the first step leads agrees so far, {why}."
+            return f"up to {reach} and perhaps further: measured again where its first step leads, the network agrees."
+        why = "no further does the margin grow" if self.checked.ended == "turns" else "beyond it differs"
+        return f"up to {reach}; so far the network agrees, measured again where its first step leads, and {why}."
 
     def _walk(self) -> str:
         """The measurements beside the forecasts."""
@@ -228,10 +225,7 @@ class Outlook:
             "r_max (unconstrained)": f"{kappas[3]:.4g}",
         }
         for f in self.forecasts:
-            told = f"lowest {f.lowest:+.3g} nats at +{f.lowest_at:.3g}"
-            if f.status is not None and f.depth is not None:
-                told += f"; whole flow of {self.loss}: {f.status}"
-                told += f", {f.depth:.3g} at +{f.trough_at:.3g}" if f.depth else ""
+            told = f"lowest {f.lowest:+.3g} nats, at a margin gained of {f.lowest_at:.3g} of {f.gained[-1]:.3g}"
             rows[THEORY[f.theory]] = told
         width = max(map(len, rows))
         return "Numbers\n" + "\n".join(f"  {name:{width}}  {value}" for name, value in rows.items())
@@ -270,4 +264,6 @@ def _short(text: str) -> str:
 
 
 def _wrapped(head: str, text: str) -> str:
-    return textwrap.fill(head + text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    kept = re.sub(r"(?<=[\s(]') ", "\0", head + text)  # the space that begins a quoted text stays with it
+    lines = textwrap.fill(kept, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")

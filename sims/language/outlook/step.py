@@ -172,9 +172,9 @@ class FirstStep:
 
 
 def first_step(
-    network: Network, ask: Ask, plus: int, minus: int, optimizer: str, at: Weights | None = None
+    network: Network, ask: Ask, plus: int, minus: int, optimizer: str, at: Weights | None = None, split: bool = True
 ) -> FirstStep:
-    """Measure it, at the network's own weights or elsewhere."""
+    """Measure it, at the network's own weights or elsewhere. Without `split` all of it is counted as the body's."""
     at = network.weights if at is None else at
 
     def margin(w: Weights) -> Tensor:
@@ -182,8 +182,8 @@ def first_step(
         return f[plus] - f[minus]
 
     step = direction(network.gradient(at, margin), optimizer)
-    values, body = network.change(at, ask, Weights(step.body, {}))
-    head = network.change(at, ask, Weights({}, step.head))[1]
+    values, body = network.change(at, ask, Weights(step.body, {}) if split else step)
+    head = network.change(at, ask, Weights({}, step.head))[1] if split else torch.zeros_like(body)
     return FirstStep(values.cpu().numpy(), body.cpu().numpy(), head.cpu().numpy(), plus, minus, step)
 
 

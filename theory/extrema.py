@@ -116,10 +116,9 @@ def trough_bounds(path: Path, sigma_end: float, ahead: float, stop: float, end_l
     sigma = _grid(path, sigma_end)
     odds = np.concatenate([_log_odds(path, ahead * s)[:, others] for s in np.array_split(sigma, 16) if s.size])
     best = odds.max()
-    for i, z in zip(*np.nonzero(odds >= best - 1.0), strict=True):  # sharpen the grid's maxima, one token at a time
-        near = odds[max(i - 1, 0) : i + 2, z]
-        if odds[i, z] < near.max() or np.ptp(near) < 1e-12:  # not a maximum, or flat (a tie with y+)
-            continue
+    for top, i, z in _peaks(sigma, odds):  # sharpen the grid's maxima, one token at a time
+        if top <= best:
+            break
         around = sigma[max(i - 1, 0)], sigma[min(i + 1, len(sigma) - 1)]
         token = np.nonzero(others)[0][z]
         peak: Any = minimize_scalar(
@@ -131,6 +130,26 @@ def trough_bounds(path: Path, sigma_end: float, ahead: float, stop: float, end_l
     best = max(best, float(end_log[others].max()) - float(end_log[path.plus[0]]))
     worst = np.logaddexp(np.logaddexp(0.0, -lowest), np.log(others.sum()) + best)
     return -float(worst), -float(np.logaddexp(0.0, best))
+
+
+def _peaks(sigma: Array, odds: Array) -> list[tuple[float, int, int]]:
+    """(bound, row, column) of the local maxima of odds (S, N) on the grid sigma (S,), the highest bound first.
+
+    A function that is concave around its maximum stays below the lines through a grid point and its neighbours.
+    """
+    before, after = np.vstack([odds[:1], odds[:-1]]), np.vstack([odds[1:], odds[-1:]])
+    flat = np.maximum(before, odds) - np.minimum(odds, after) < 1e-12  # a tie with y+ all along
+    i, z = np.nonzero((odds >= before) & (odds >= after) & ~flat & (odds >= odds.max() - 1.0))
+    left, right = sigma[i] - sigma[np.maximum(i - 1, 0)], sigma[np.minimum(i + 1, len(sigma) - 1)] - sigma[i]
+    falls_left, falls_right = odds[i, z] - before[i, z], odds[i, z] - after[i, z]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rise = np.maximum(
+            np.where(right > 0, falls_right / right * left, falls_left),
+            np.where(left > 0, falls_left / left * right, falls_right),
+        )
+    bound = odds[i, z] + rise
+    order = np.argsort(-bound, kind="stable")
+    return [(float(bound[k]), int(i[k]), int(z[k])) for k in order]
 
 
 def _log_odds(path: Path, tau: Array) -> Array:

@@ -46,6 +46,7 @@ def run(command: str) -> int:
     return 0 if code in codes else code or 1
 
 
+@pytest.mark.filterwarnings("default")  # trainers warn, and a how-to may show a warning of ours
 @pytest.mark.parametrize("path", HOWTOS, ids=lambda p: p.stem)
 def test_runs_as_it_stands(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 pytest.importorskip("transformers")
 
@@ -169,6 +170,16 @@ def test_probes_foretell_small_steps_and_ches_does_not(near):
         assert f"\n  best predictor: {SCORES[probe].label}, rho = {found.findings[0].rho}: useful\n" in str(found)
 
 
+def test_early_and_late_are_the_first_step_and_the_last(near):
+    found = near["adamw"]
+    for name in ("ches", "gradient_step_chosen"):
+        early = spearmanr(found.scores[name], found.chosen[:, 0] - found.chosen[:, 1]).statistic
+        assert found.finding(name).early.value == pytest.approx(early, abs=1e-9)
+        late = spearmanr(found.scores[name], found.chosen[:, 0] - found.chosen[:, 4]).statistic
+        assert found.finding(name).rho.value == pytest.approx(late, abs=1e-9)
+        assert early != pytest.approx(late, abs=1e-4)
+
+
 def test_the_probe_of_the_other_optimizer_is_worse(near):
     assert near["sgd"].finding("sign_step_chosen").rho.value < near["sgd"].findings[0].rho.value - 0.02
     assert near["adamw"].finding("gradient_step_chosen").rho.value < near["adamw"].findings[0].rho.value - 0.02
@@ -183,6 +194,21 @@ def test_scores_are_signed_so_that_larger_means_a_deeper_fall():
         assert found[name].tolist() == [-1, -2]
     assert found["gradient_step_chosen"].tolist() == [-3, -10]
     assert found[LENGTH].tolist() == [4, -1]
+
+
+def test_the_probe_knows_how_hard_the_loss_pushes_each_pair(model, pairs):
+    found = validate(model, pairs, get("slic", delta=1.0), "sgd", learning_rate=1e-4, steps=1)
+    still = found.fall() == 0  # pairs whose margin is large enough already
+    assert 5 < still.sum() < len(pairs) - 5
+    for probe in ("gradient_step_chosen", "sign_step_chosen"):
+        assert (found.scores[probe][still] == 0).all()
+        assert (found.scores[probe][~still] != 0).all()
+    assert found.findings[0].name == "gradient_step_chosen"
+    assert found.findings[0].rho.value > 0.99
+    assert found.parameters["exact"]
+    mixed = validate(model, pairs[:8], SFT(DPO, 0.1), "sgd", learning_rate=1e-3, steps=1)
+    assert not mixed.parameters["exact"]
+    assert "no function of the margin alone" in str(mixed)
 
 
 def test_the_learning_rate_sought_gives_the_margin_asked_for(near):

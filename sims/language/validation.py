@@ -203,9 +203,10 @@ def around_percentile(values: Array, percentile: float, size: int) -> list[int]:
 
 
 def oriented(columns: dict[str, Array], slopes: Array) -> dict[str, Array]:
-    """Scores by name, larger where a deeper fall is expected. slopes (N,) : of the loss, which its gradient carries."""
+    """Scores by name, larger where a deeper fall is expected. slopes (N,) : by which the loss's gradient is scaled."""
     columns = columns | {LENGTH: columns["len_rejected"] - columns["len_chosen"]}
     columns["gradient_step_chosen"] = slopes * columns["gradient_step_chosen"]
+    columns["sign_step_chosen"] = np.sign(slopes) * columns["sign_step_chosen"]
     return {name: about.sign * columns[name] for name, about in SCORES.items()}
 
 

@@ -320,9 +320,13 @@ def test_bad_threshold():
 
 def test_ipo_is_per_token_where_the_trainer_has_it_so():
     rows = entries(np.linspace(0, -1, 8))
+    assert diagnose(Log.of(rows), loss="ipo", beta=0.1).scale.unit == "nats"  # OpenRLHF
+    rows = [r | {"logps/chosen": -50 - i % 3} for i, r in enumerate(rows)]
     assert diagnose(Log.of(rows), loss="ipo", beta=0.1).scale.unit == "nats per token"  # LLaMA-Factory, older TRL
     assert diagnose(Log.of([r | {"entropy": 1.0} for r in rows]), loss="ipo", beta=0.1).scale.unit == "nats"  # TRL
     assert diagnose(Log.of(rows), loss="sigmoid", beta=0.1).scale.unit == "nats"
+    assert diagnose(Log.of(rows), loss="ipo", beta=0.1).limit == pytest.approx(0.01), "a tenth: per token, not response"
+    assert diagnose(Log.of(rows), beta=0.1).limit == pytest.approx(0.1)
     assert diagnose(Log.of(rows), per_token=True).scale.unit == "units of reward per token"
 
 
@@ -402,11 +406,20 @@ def test_recovered_through_the_noise():
     assert "degenerate" not in found
 
 
+@pytest.mark.parametrize(("lowest", "verdict"), [(-60.0, "recovered"), (-30.0, "undecided")])
+def test_recovered_means_nine_tenths(lowest, verdict):
+    end = -4 + 6.0 * (-1) ** np.arange(18)  # noise that hides whether -4 is a fall
+    chosen = np.r_[np.linspace(0, lowest, 6), [lowest] * 6, np.linspace(lowest, -4, 6), end]
+    assert diagnose(Log.of(entries(0.1 * chosen, np.linspace(0, 6, 36))), beta=0.1).verdict == verdict
+
+
 def test_intervals_cover():
     rng = np.random.default_rng(0)
     steps = np.arange(20.0)
     hits = [(c := measure(steps, rng.normal(3.0, 1.0, 20), False)).low < 3.0 < c.high for _ in range(400)]
     assert 0.92 <= np.mean(hits) <= 0.995
+    free = [measure(steps, rng.normal(3.0, 1.0, 20), False, None) for _ in range(400)]  # against its own first window
+    assert 0.92 <= np.mean([c.low < 0 < c.high for c in free]) <= 0.995
     trend = measure(steps, 5 * steps + rng.normal(0, 0.01, 20), False)
     assert trend.high - trend.low < 25, "a trend is not noise: the values span 95"
     assert measure(steps[:5], np.zeros(5), False) is None
@@ -440,6 +453,9 @@ def test_not_finite():
     d = diagnose(Log.of(entries(broken)), beta=0.1)
     assert (d.verdict, d.severity) == ("degenerate", "high")
     assert "nan from step 70 on" in d.sentence
+    assert "learning_rate" in advise(d)[0].title
+    fell = diagnose(Log.of(entries(np.r_[-chosen[:9], np.nan])), beta=0.1)
+    assert fell.sentence == "degenerate: reward chosen is nan from step 100 on: the training has diverged"
     once = chosen.copy()
     once[5] = np.nan
     assert diagnose(Log.of(entries(once)), beta=0.1).verdict == "no displacement"

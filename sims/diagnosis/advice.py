@@ -59,7 +59,7 @@ def advise(d: Diagnosis) -> tuple[Advice, ...]:
         c = d.finding.chosen
         low = f" (not near {d.log.axis} {c.lowest_step:g}, where the chosen were lowest)" if c else ""
         return (Advice("let it run on", f"a checkpoint from the end is the one to keep{low}"),)
-    if d.finding.chosen is None or d.finding.chosen.high >= 0:  # diverged
+    if d.finding.diverged:
         text = "a loss or reward that is no number comes from too large a step or an overflow in half precision"
         return (Advice("lower learning_rate, clip gradients, or train in bfloat16 or float32", text),)
     earlier = stop_earlier(d)

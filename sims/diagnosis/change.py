@@ -45,7 +45,12 @@ class Change:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.end:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
+        return amount(self.end) + ("" if self.low == self.high else f" [{amount(self.low)}, {amount(self.high)}]")
+
+
+def amount(x: float) -> str:
+    """A change with its sign, to three digits and no more than a thousandth."""
+    return f"{x:+.3f}" if abs(x) < 1 else f"{x:+.3g}"
 
 
 def measure(steps: Array, values: Array, fixed: bool, start: float | None = 0.0, floor: float = 0.0) -> Change | None:

@@ -100,12 +100,10 @@ def _names(loss: Any) -> list[str]:
 
 
 def _per_token(log: Log, losses: list[str]) -> bool:
-    """ipo: TRL from 0.29 on (it logs entropy) has sums in its log; before, and in LLaMA-Factory, means per token."""
-    return any(name in PER_TOKEN or (name == "ipo" and not _logs_entropy(log)) for name in losses)
-
-
-def _logs_entropy(log: Log) -> bool:
-    return any("entropy" in p.values for p in log.points)
+    """ipo: sums in TRL from 0.29 on (it logs entropy) and OpenRLHF (no log-probabilities); elsewhere means per token."""
+    seen = {metric for p in log.points for metric in p.values}
+    ipo = "logp_chosen" in seen and "entropy" not in seen
+    return any(name in PER_TOKEN or (name == "ipo" and ipo) for name in losses)
 
 
 def _sides(log: Log, split: str) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -57,6 +57,11 @@ class Finding:
     relative: float | None = None
     ranked: float | None = None
 
+    @property
+    def diverged(self) -> bool:
+        """The last loss or reward is no number."""
+        return "diverged" in self.cause
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

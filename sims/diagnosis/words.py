@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sims.diagnosis.change import CONFIDENCE, MINIMUM, Change
+from sims.diagnosis.change import CONFIDENCE, MINIMUM, amount
 
 if TYPE_CHECKING:
     from sims.diagnosis.verdict import Diagnosis
@@ -11,11 +11,6 @@ UNKNOWN_BETA = (
     "beta is not in the log, so changes are in units of reward, beta times nats; give --beta to have nats "
     "(signs and shapes are right without; limits in nats are taken at beta = 0.1)"
 )
-
-
-def amount(x: float) -> str:
-    """A change, to three digits and no more than a thousandth."""
-    return f"{x:+.3f}" if abs(x) < 1 else f"{x:+.3g}"
 
 
 def sentence(d: "Diagnosis") -> str:
@@ -28,7 +23,7 @@ def sentence(d: "Diagnosis") -> str:
         said = f.cause or f"too few entries ({_count(d)}) to tell a change from noise"
         return f"{f.verdict}: {said}"
     if f.verdict == "undecided":
-        return f"undecided: the chosen log-probability changed by {_with_interval(c)} {u}: noise would hide a fall"
+        return f"undecided: the chosen log-probability changed by {c} {u}: noise would hide a fall"
     if f.verdict == "no displacement":
         how = "did not fall" if c.end >= 0 else "hardly fell"
         return f"no displacement: the chosen log-probability {how} ({amount(c.end)} {u}){grew}"
@@ -38,7 +33,7 @@ def sentence(d: "Diagnosis") -> str:
     fell = f"the chosen log-probability fell by {-c.end:.3g} {u}"
     if f.verdict == "displaced":
         return f"displaced (severity {f.severity}): {fell}{grew}; probability went from both responses to others"
-    return f"degenerate: {f.cause}" if c.high >= 0 or "finite" in f.cause else f"degenerate: {fell}; {f.cause}"
+    return f"degenerate: {f.cause}" if f.diverged else f"degenerate: {fell}; {f.cause}"
 
 
 def evidence(d: "Diagnosis") -> tuple[str, ...]:
@@ -46,9 +41,9 @@ def evidence(d: "Diagnosis") -> tuple[str, ...]:
     f, u, out = d.finding, d.scale.unit, []
     for name, change in (("chosen", f.chosen), ("rejected", f.rejected)):
         if change is not None:
-            out.append(f"{name} log-probability: {_with_interval(change)} {u}")
+            out.append(f"{name} log-probability: {change} {u}")
     if f.margin is not None:
-        out.append(f"margin: {_with_interval(f.margin)} {u}")
+        out.append(f"margin: {f.margin} {u}")
     if f.chosen is None:
         return tuple(out)
     c = f.chosen
@@ -86,7 +81,7 @@ def notes(d: "Diagnosis") -> tuple[str, ...]:
     out = [*d.log.notes, *d.scale.notes]
     for other in d.findings:
         if other is not d.finding and other.chosen and other.verdict != d.verdict:
-            out.append(f"on {other.split}: {other.verdict}, chosen {_with_interval(other.chosen)}")
+            out.append(f"on {other.split}: {other.verdict}, chosen {other.chosen}")
     if d.finding.split == "train":
         out.append(
             "training batches hold other pairs each time; an evaluation set in the log would be exact for its pairs"
@@ -94,10 +89,6 @@ def notes(d: "Diagnosis") -> tuple[str, ...]:
     if not d.scale.nats:
         out.append(UNKNOWN_BETA)
     return tuple(out)
-
-
-def _with_interval(c: Change) -> str:
-    return amount(c.end) if c.low == c.high else f"{amount(c.end)} [{amount(c.low)}, {amount(c.high)}]"
 
 
 def _interval(split: str) -> str:

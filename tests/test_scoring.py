@@ -541,6 +541,26 @@ def test_in_a_map_of_datasets(models, dataset):
     assert renamed.map(mapped, batched=True)["ches"][5] == pytest.approx(found["ches"][5], rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")  # its own
+def test_reference_log_probabilities_are_those_of_trl(models, dataset, tmp_path):
+    """Of a real DPOTrainer that precomputes them, on the same rows of text."""
+    trl = pytest.importorskip("trl")
+    model = models("llama")
+    rows = dataset.filter(lambda row: row["rejected"] != "")
+    options = {"precompute_ref_log_probs": True, "use_cpu": True, "bf16": False, "report_to": [], "max_length": 100}
+    trainer = trl.DPOTrainer(
+        model.copy().network,
+        args=trl.DPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=3, **options),
+        train_dataset=rows,
+        processing_class=model.tokenizer,
+    )
+    names = ["ref_chosen_logps", "ref_rejected_logps"]
+    found = Scorer(model, names, max_length=100)(rows[:])
+    for name in names:
+        assert found[name] == pytest.approx(list(trainer.train_dataset[name]), abs=1e-4)
+    assert found["ref_chosen_logps"] != pytest.approx(found["ref_rejected_logps"], abs=1)
+
+
 def test_a_scorer_is_pickled_as_a_name(models):
     scorer = Scorer(models("llama"))
     text = pickle.dumps(scorer)
@@ -555,14 +575,16 @@ def test_a_scorer_is_pickled_as_a_name(models):
 
 
 def test_the_benchmark_measures_the_same_thing_on_both_sides():
-    rows = bench_score.score_rows(pairs=6, V=40, d=8, layers=1, rounds=1, progress=False)
-    assert [r.what for r in rows[:2]] == ["scorer", "one pair at a time, full network twice"]
+    rows = bench_score.score_rows(pairs=3, V=40, d=8, layers=1, rounds=1, progress=False)
+    assert [r.what.rpartition(" ")[2] for r in rows[:3]] == ["scorer", "lists", "tensors"]
     assert rows[0].ratio == 1.0
     assert all(r.seconds > 0 and r.ratio > 0 for r in rows)
-    assert all(r.error < TOLERANCE for r in rows[:2])
+    assert all(r.error < TOLERANCE for r in rows[:3])
     model = new_model([f"w{i}" for i in range(36)], d=8, layers=1, heads=2, max_length=256)
-    pairs = bench_score.random_pairs(6, 40)
+    pairs = bench_score.random_pairs(3, 40)
     assert all(64 <= len(p.prompt) + max(len(p[1]), len(p[2])) <= 256 for p in pairs)
-    today, ours = bench_score.batch_1(model, pairs), Scorer(model).score(pairs)
-    for name in bench_score.SCORES:
-        assert today[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-3)
+    ours = Scorer(model).score(pairs)
+    for tensors in (False, True):
+        today = bench_score.batch_1(model, pairs, tensors)
+        for name in bench_score.SCORES:
+            assert today[name] == pytest.approx(ours[name], rel=1e-3, abs=1e-3)

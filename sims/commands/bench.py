@@ -18,11 +18,21 @@ def add(commands: Any) -> None:
     )
     c.add_argument("--quick", action="store_true", help="small sizes, about 20 s")
     c.add_argument("--no-large", action="store_true", help="leave out the language-model size (needs 8 GB of memory)")
+    c.add_argument("--score", action="store_true", help="instead: the scorer of preference pairs against today's loop")
     json_flag(c)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from sims.bench import bench
+    from sims.bench import BenchReport, bench
 
+    if arguments.score:
+        import torch
+
+        from sims.bench_score import score_rows
+
+        rows = score_rows(pairs=40 if arguments.quick else 200, progress=sys.stderr.isatty())
+        report = BenchReport(tuple(rows), {"quick": arguments.quick, "threads": torch.get_num_threads()})
+        show(report, arguments.json)
+        return EXIT_OK
     show(bench(quick=arguments.quick, large=not arguments.no_large, progress=sys.stderr.isatty()), arguments.json)
     return EXIT_OK

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sims.language.model import LanguageModel
 from sims.language.preferences import PreferencePair
+from sims.language.scoring.matmul import Products
 from theory._check import check_count, unknown
 
 Ids = NDArray[np.int64]
@@ -215,7 +216,8 @@ class Encoder:
         if self._takes_positions:
             more["position_ids"] = torch.as_tensor(position, device=self.device)
         tokens = torch.as_tensor(ids, device=self.device)
-        return self.base(input_ids=tokens, attention_mask=mask, use_cache=False, **more).last_hidden_state
+        with Products():
+            return self.base(input_ids=tokens, attention_mask=mask, use_cache=False, **more).last_hidden_state
 
     # ---- what the architecture allows
 

@@ -100,7 +100,7 @@ def _names(loss: Any) -> list[str]:
 
 
 def _per_token(log: Log, losses: list[str]) -> bool:
-    """ipo: sums in TRL from 0.29 on (it logs entropy) and OpenRLHF (no log-probabilities); elsewhere means per token."""
+    """ipo: sums in TRL from 0.29 on (it logs entropy) and OpenRLHF (no log-probabilities); else means per token."""
     seen = {metric for p in log.points for metric in p.values}
     ipo = "logp_chosen" in seen and "entropy" not in seen
     return any(name in PER_TOKEN or (name == "ipo" and ipo) for name in losses)

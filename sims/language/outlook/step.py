@@ -114,6 +114,9 @@ class Network:
         """Values, and their derivative along a step: in forward mode, or by central differences where an operation of
         the network has no such mode.
         """
+        if not _size(step):
+            values = ask(at)
+            return values, torch.zeros_like(values)
         point = Weights(*({name: part[name] for name in s} for part, s in zip(at, step, strict=True)))
 
         def moving(body: Tensors, head: Tensors) -> Tensor:

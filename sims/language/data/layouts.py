@@ -101,7 +101,9 @@ class Layout:
         kind = LAYOUTS[self.name]
         cells = {role: self._cell(values, role) for role in self.columns}
         chosen = _said(cells["chosen"], self.columns["chosen"])
-        several = _is_several(cells["rejected"])
+        # Beside a chosen response that is one message, a list of messages is a list of responses.
+        one = isinstance(cells["chosen"], Mapping)
+        several = _is_several(cells["rejected"]) or (one and _is_messages(cells["rejected"]))
         others = cells["rejected"] if several else [cells["rejected"]]
         if not others:
             raise ValueError(f"column {self.columns['rejected']!r} holds an empty list")

@@ -27,7 +27,8 @@ figcaption { font-size: .9rem; color: #444; }
 """
 CAPTIONS = (
     "Change of the mean log-probability of the responses. Below zero: less probable than before training. Lines with "
-    "marks are evaluation sets, the same pairs each time; points are training batches, dashed their running mean; the bar is the interval of the end.",
+    "marks are evaluation sets, the same pairs each time; points are training batches, dashed their running "
+    "mean; the bar is the interval of the end.",
     "The same against the margin gained, from dark (early) to light (late): how much of ln pi(chosen) each step cost.",
 )
 CANNOT = (

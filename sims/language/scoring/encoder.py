@@ -26,48 +26,22 @@ from torch import Tensor
 
 from sims.language.model import LanguageModel
 from sims.language.preferences import PreferencePair
+from sims.language.scoring.encoded import Encoded
 from sims.language.scoring.matmul import Products
 from theory._check import check_count, unknown
 
 Ids = NDArray[np.int64]
-BATCH_TOKENS = {"cpu": 1024}  # what a cache holds; more gains nothing there
-MANY_TOKENS = 16_384  # on other devices
+CPU_TOKENS, TOKENS = 1024, 16_384  # of a batch; more than what a cache holds gains nothing on a CPU
 SHORTEST = 256  # tokens of the shortest row that is measured
 SHORT = 8  # tokens of the short response in it
 NOISE = 4.0  # times the spread of plain encodings: what two encodings may differ by
 SIDES = ("right", "left")
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """States of B pairs.
-
-    index : (B,) which of the pairs given. plus, minus : (B, T+, d), (B, T-, d) states after the final norm, the same
-    tensor where the prompt was shared. mask_plus, mask_minus : (B, T+-) bool, true where they predict tokens of the
-    chosen and the rejected response, in their order.
-    """
-
-    index: list[int]
-    plus: Tensor
-    minus: Tensor
-    mask_plus: Tensor
-    mask_minus: Tensor
-
-    def part(self, b: int) -> "Encoded":
-        """Pair b alone."""
-        at = slice(b, b + 1)
-        return Encoded(self.index[at], self.plus[at], self.minus[at], self.mask_plus[at], self.mask_minus[at])
-
-    def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(index, (n+, d), (n-, d)) of each pair."""
-        for b, i in enumerate(self.index):
-            yield i, self.plus[b, self.mask_plus[b]], self.minus[b, self.mask_minus[b]]
-
-
 @dataclass(frozen=True)
 class Sharing:
-    """Whether pairs whose row has up to `size` tokens may share the prompt: relative deviation of the states, and what
-    is noise."""
+    """Whether pairs of up to `size` tokens may share the prompt: deviation of the states over their size, and what of
+    it is noise."""
 
     size: int
     deviation: float
@@ -110,7 +84,7 @@ class Encoder:
             raise ValueError(f"model must have a backbone apart from its head, {type(self.base).__name__} has none")
         parameter = next(model.network.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        usual = BATCH_TOKENS.get(self.device.type, MANY_TOKENS)
+        usual = CPU_TOKENS if self.device.type == "cpu" else TOKENS
         self.batch_tokens = check_count(usual if batch_tokens is None else batch_tokens, "batch_tokens")
         self._takes_positions = "position_ids" in inspect.signature(self.base.forward).parameters
         self._measured: dict[int, Sharing] = {}
@@ -234,8 +208,8 @@ class Encoder:
         return self._measured[size]
 
     def _measure(self, size: int) -> Sharing:
-        """A row of `size` random tokens, the rejected response short, so that the chosen one has no shorter text than
-        any pair judged by this.
+        """A row of `size` random tokens; the rejected response is short, so that the other text is no shorter than
+        that of any pair judged by this.
 
         Raises ValueError if padding on the chosen side changes the states.
         """
@@ -275,16 +249,21 @@ class Encoder:
 
     @cached_property
     def head_deviation(self) -> float:
-        """|logits of the whole network - logits from the states| / |logits| on a short text.
+        """Largest |logits of the whole network - logits from its states| on a short text, in nats.
 
         Above rounding, the network does more with its states than W h + b with a known scale or soft cap.
         """
         text = np.random.default_rng(0).integers(0, self.vocabulary, size=(1, min(8, self.model.longest)))
+        tokens = torch.as_tensor(text, device=self.device)
         with torch.no_grad():
-            tokens = torch.as_tensor(text, device=self.device)
             whole = self.model.network(input_ids=tokens, use_cache=False).logits
-            ours = self.model.logits(self._plain(text.tolist(), text.shape[1]))
-        return _deviation(whole, ours)
+            ours = self.model.logits(self.base(input_ids=tokens, use_cache=False).last_hidden_state)
+        return float((whole - ours).abs().max())
+
+    @property
+    def head_noise(self) -> float:
+        """What rounding alone may make of `head_deviation`."""
+        return max(1e-3, 100 * torch.finfo(self.dtype).eps)
 
 
 def _longest(pair: PreferencePair) -> int:

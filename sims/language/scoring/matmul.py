@@ -33,4 +33,4 @@ def _plain(x: Tensor, *weights: Tensor | None) -> bool:
     ordinary = all(
         type(t) in (Tensor, Parameter) and t.dtype == torch.float32 and t.device.type == "cpu" for t in given
     )
-    return ordinary and x.numel() > 0 and not torch.is_grad_enabled()
+    return ordinary and x.dim() > 1 and x.numel() > 0 and not torch.is_grad_enabled()

@@ -31,7 +31,8 @@ from torch import Tensor
 from sims.language.model import LanguageModel
 from sims.language.pairing import Example, Tokenized, tokenize
 from sims.language.preferences import PreferencePair
-from sims.language.scoring.encoder import Encoded, Encoder
+from sims.language.scoring.encoded import Encoded
+from sims.language.scoring.encoder import Encoder
 from sims.language.scoring.head import alpha_term, log_probs
 from sims.language.scoring.probe import PROBE, Probe
 from theory import __version__
@@ -42,10 +43,7 @@ DEFAULT = ("ches", "ln_ches", "last_hidden", "edit_distance", "len_chosen", "len
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 COLUMNS = (*DEFAULT, *LOGPS, "alpha", *PROBE)
 OF_STATES = frozenset(("ches", "ln_ches", "last_hidden", *LOGPS, "alpha"))
-HEAD_NOISE = 1e-3  # relative; above it logits are not what the states and the unembedding give
-
-
-_LIVE: WeakValueDictionary[str, "Scorer"] = WeakValueDictionary()
+_LIVE: WeakValueDictionary[str, "Scorer"] = WeakValueDictionary()  # those that were pickled, by what they are
 
 
 class Scorer:
@@ -84,10 +82,10 @@ class Scorer:
         self.probe = Probe(model) if set(PROBE).intersection(columns) else None
         self.layout, self.columns_map = layout, dict(columns_map or {})
         asked = {*LOGPS, "alpha"}.intersection(columns)
-        if asked and self.encoder.head_deviation > HEAD_NOISE:
+        if asked and self.encoder.head_deviation > self.encoder.head_noise:
             raise ValueError(
                 f"columns {sorted(asked)} need logits that are made of the last states, those of this model "
-                f"({type(model.network).__name__}) differ by {self.encoder.head_deviation:.1g} of their size"
+                f"({type(model.network).__name__}) differ by {self.encoder.head_deviation:.1g} nats"
             )
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:

@@ -144,6 +144,8 @@ def test_weights_that_do_not_come_back_are_noticed(model, pairs):
 
 def test_losses_of_single_tokens_are_declined(model, pairs):
     with pytest.raises(ValueError, match="loss must be a function of the log-probabilities"):
+        validate(model, pairs, get("tdpo1"))
+    with pytest.raises(ValueError, match="loss must be a function of the log-probabilities"):
         Restarts(model, get("tdpo1"), 1, pairs[0])
 
 
@@ -396,7 +398,7 @@ def test_no_rate_that_does_what_is_asked_is_an_error(model, pairs):
         ({"optimizer": "adagrad"}, "unknown optimizer"),
         ({"steps": 0}, "steps must be"),
         ({"margin_gain": 0.0}, "margin_gain must be"),
-        ({"learning_rate": -1.0}, "lr must be"),
+        ({"learning_rate": -1.0}, "learning_rate must be"),
         ({"subset_size": 5}, "at least 8 subsets of 5"),
         ({"percentiles": True}, "percentiles needs subsets"),
     ],

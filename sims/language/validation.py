@@ -8,10 +8,8 @@ nat in the median run.
 
 import json
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,10 +25,11 @@ from sims.language.pairing import tokenize
 from sims.language.preferences import PreferencePair
 from sims.language.scores import ALPHA as RMSPROP
 from sims.language.scoring.scorer import Scorer
+from sims.language.scoring.together import Together, together
 from sims.language.validation_record import LENGTH, PERCENTILES, SCORES, Validation
-from sims.language.validation_runs import Course, Kept, Restarts
+from sims.language.validation_runs import Course, Kept, Restarts, check_whole, sought, trained
 from theory import __version__
-from theory._check import POSITIVE, SolverError, check_count, check_number, unknown
+from theory._check import POSITIVE, check_count, check_number, unknown
 from theory.losses import Loss, Pair
 
 Array = NDArray[np.float64]
@@ -39,7 +38,6 @@ Array = NDArray[np.float64]
 OPTIMIZERS = {"sgd": "sgd", "sign": "sign", "rmsprop": "rmsprop", "adam": "adam", "adamw": "adam"}
 FEWEST = 8  # runs that a rank correlation is computed from
 TRIED = 8  # runs that a learning rate is sought with
-CLOSE = (0.7, 1.4)  # times the margin gain asked for
 SPARE = 2  # rows drawn per pair wanted: some cannot be used
 # Columns of the scorer, by what they cost.
 GROUPS = {
@@ -126,6 +124,10 @@ def validate(
     if optimizer not in OPTIMIZERS:
         raise ValueError(unknown("optimizer", optimizer, OPTIMIZERS))
     check_number(margin_gain, "margin_gain", POSITIVE)
+    if learning_rate is not None:
+        check_number(learning_rate, "learning_rate", POSITIVE)
+    check_whole(loss)
+    check_count(steps, "steps")
     size, keep = check_count(subset_size, "subset_size"), None if folder is None else Path(folder)
     if percentiles and size < 2:
         raise ValueError("percentiles needs subsets: subset_size must be at least 2, got 1")
@@ -137,19 +139,22 @@ def validate(
     columns = {name: x[usable] for name, x in columns.items()}
     slopes, exact = _slopes(loss, columns)
     scores = oriented(columns, slopes if exact else np.ones(len(usable)))
-    subsets = _subsets(len(usable), size, seed)
+    used = [pairs[i] for i in usable]
+    first = _first(model, used, keep, progress)
+    subsets = _subsets(len(used), size, seed)
     around = [around_percentile(x, p, size) for x in scores.values() for p in PERCENTILES] if percentiles else []
 
-    plan = [[pairs[usable[i]] for i in rows] for rows in (*subsets, *around)]
+    plan = [[used[i] for i in rows] for rows in (*subsets, *around)]
     with Restarts(model, loss, steps, plan[0][0]) as restarts:
         kept = Kept(restarts, keep, model=model.fingerprint)
         lr, tried = learning_rate, 0
         if lr is None:
             guess = _guess(columns, slopes, optimizer, steps)
-            lr, tried = _sought(
+            lr, tried = sought(
                 kept, plan[: min(TRIED, len(subsets))], OPTIMIZERS[optimizer], guess, margin_gain, progress
             )
-        done = _trained(kept, plan, Optimizer(OPTIMIZERS[optimizer], lr), progress)
+        by = Optimizer(OPTIMIZERS[optimizer], lr)
+        done, whole = trained(kept, plan, by, progress), kept.run(used, by)
     parameters = {
         "fingerprint": model.fingerprint,
         "dtype": str(next(model.network.parameters()).dtype).removeprefix("torch."),
@@ -167,12 +172,25 @@ def validate(
         "exact": exact,  # whether the probes are first-order changes of this loss
         "version": __version__,
     }
+    found = _record(parameters, [names[i] for i in usable], scores, subsets, done, seconds)
+    return replace(found, first=first, whole=np.stack([x.mean(axis=1) for x in whole[:2]]))
+
+
+def _record(
+    parameters: dict[str, Any],
+    names: Sequence[str],
+    scores: dict[str, Array],
+    subsets: Sequence[Sequence[int]],
+    done: Sequence[Course],
+    seconds: dict[str, float],
+) -> Validation:
+    """done : the courses of the subsets, and after them five for each score if its percentiles were trained on."""
     n = len(subsets)
     chosen, rejected = (np.array([x.mean(axis=1) for x in own]) for own in zip(*(c[:2] for c in done), strict=True))
     change = (chosen[n:, -1] - chosen[n:, 0]).reshape(-1, len(PERCENTILES))
     return Validation(
         parameters,
-        tuple(names[i] for i in usable),
+        tuple(names),
         scores,
         tuple(map(tuple, subsets)),
         chosen[:n],
@@ -214,15 +232,10 @@ def _scored(
     model: LanguageModel, pairs: Sequence[PreferencePair], folder: Path | None, progress: bool
 ) -> tuple[dict[str, Array], dict[str, float]]:
     """Columns of the scorer and the reference log-probabilities, and seconds per pair of each group."""
-    source = {"version": __version__, "model": model.fingerprint, "pairs": [list(map(list, p)) for p in pairs]}
-    file = None if folder is None else folder / "scores.json"
-    if file is not None and file.is_file():
-        try:
-            found = json.loads(file.read_bytes())
-            if found["source"] == source:
-                return {k: np.array(v, dtype=np.float64) for k, v in found["columns"].items()}, found["seconds"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"stored scores {str(file)!r} are damaged ({error}): delete them") from error
+    stored = _Stored(model, pairs, folder, "scores.json")
+    if stored.found is not None:
+        columns = {k: np.array(v, dtype=np.float64) for k, v in stored.found["columns"].items()}
+        return columns, stored.found["seconds"]
     columns, seconds = {}, {}
     groups = {**GROUPS, "references": ("ref_chosen_logps", "ref_rejected_logps")}
     for name, wanted in tqdm(groups.items(), desc=f"scores of {len(pairs)} pairs", disable=not progress):
@@ -230,10 +243,40 @@ def _scored(
         found = Scorer(model, columns=wanted).score(pairs)
         columns |= {column: np.array(found[column], dtype=np.float64) for column in wanted}
         seconds[name] = (perf_counter() - begun) / len(pairs)
-    if file is not None:
-        plain = {"columns": {k: v.tolist() for k, v in columns.items()}, "seconds": seconds}
-        write_atomically(file, json.dumps({"source": source, **plain}) + "\n")
+    stored.keep({"columns": {k: v.tolist() for k, v in columns.items()}, "seconds": seconds})
     return columns, seconds
+
+
+def _first(model: LanguageModel, pairs: Sequence[PreferencePair], folder: Path | None, progress: bool) -> Together:
+    """What the pairs do to each other."""
+    stored = _Stored(model, pairs, folder, "together.json")
+    if stored.found is not None:
+        return Together(**stored.found["together"])
+    found = together(model, pairs, progress)
+    stored.keep({"together": found.to_dict()})
+    return found
+
+
+class _Stored:
+    """What was computed of these pairs by this model, in a file: `found`, None where there is nothing.
+
+    Raises ValueError for a damaged file.
+    """
+
+    def __init__(self, model: LanguageModel, pairs: Sequence[PreferencePair], folder: Path | None, name: str) -> None:
+        self.source = {"version": __version__, "model": model.fingerprint, "pairs": [list(map(list, p)) for p in pairs]}
+        self.file = None if folder is None else folder / name
+        self.found: dict[str, Any] | None = None
+        if self.file is not None and self.file.is_file():
+            try:
+                found = json.loads(self.file.read_bytes())
+                self.found = found["result"] if found["source"] == self.source else None
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"stored {str(self.file)!r} is damaged ({error}): delete it") from error
+
+    def keep(self, result: dict[str, Any]) -> None:
+        if self.file is not None:
+            write_atomically(self.file, json.dumps({"source": self.source, "result": result}) + "\n")
 
 
 def _slopes(loss: Loss, columns: dict[str, Array]) -> tuple[Array, bool]:
@@ -255,47 +298,3 @@ def _guess(columns: dict[str, Array], slopes: Array, optimizer: str, steps: int)
     if optimizer == "rmsprop":  # its first steps are longer than the rate, the very first ten times
         speed *= np.mean(1 / np.sqrt(1 - RMSPROP ** np.arange(1, steps + 1)))
     return 1 / (steps * float(speed)) if speed > 0 else 1e-6
-
-
-def _sought(
-    kept: Kept, subsets: Sequence[Sequence[PreferencePair]], name: str, guess: float, gain: float, progress: bool
-) -> tuple[float, int]:
-    """A learning rate at which the median margin of the runs grows by `gain`, and the number of rates tried."""
-    rate, median, below, above = guess * gain, math.nan, 0.0, math.inf
-    for tried in range(1, 13):
-        rate = float(f"{rate:.2g}")
-        runs = tqdm(subsets, desc=f"trying learning rate {rate:g}", disable=not progress, leave=False)
-        median = float(np.median([kept.run(own, Optimizer(name, rate)).gain for own in runs]))
-        if CLOSE[0] * gain <= median <= CLOSE[1] * gain:
-            return rate, tried
-        if 0 < median < gain:
-            below = max(below, rate)
-        else:  # a margin that fell, or left float range, went too far as well
-            above = min(above, rate)
-        if below and above < math.inf:
-            rate = math.sqrt(below * above)
-        else:
-            rate *= min(10.0, max(0.1, gain / median)) if median > 0 else 0.1
-    raise SolverError(
-        f"no learning rate was found at which the margin grows by about {gain:g} nat (by {median:+.2g} at the last "
-        "one tried): give one"
-    )
-
-
-def _trained(
-    kept: Kept, subsets: Sequence[Sequence[PreferencePair]], optimizer: Optimizer, progress: bool
-) -> list[Course]:
-    """All runs. Says how long they take before it starts."""
-    begun = kept.run(subsets[0], optimizer)
-    left = sum(not kept.has(own, optimizer) for own in subsets)
-    if progress and left:
-        time = timedelta(seconds=round(begun.seconds * left))
-        print(f"{left} runs of {kept.restarts.steps} steps, about {time} in all", file=sys.stderr)
-    done = []
-    with tqdm(total=len(subsets), initial=len(subsets) - left, desc="runs", disable=not progress) as bar:
-        for own in subsets:
-            bar.update(not kept.has(own, optimizer))
-            done.append(kept.run(own, optimizer))
-            if not np.isfinite(done[-1].chosen + done[-1].rejected).all():
-                raise SolverError(f"a run with {optimizer!r} left float range: try a smaller learning rate")
-    return done

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims.language.ranks import LEVEL, correlations
+from sims.language.scoring.together import Together
 
 Array = NDArray[np.float64]
 DRAWS = 2000
@@ -102,6 +103,9 @@ class Validation:
     percentiles : score -> (5,) mean change of ln pi(y+) over the pairs around its percentiles 0, 25, 50, 75, 100,
         trained on together; empty unless asked for.
     seconds : per pair, of each group of scores, and "run".
+    first : what all pairs together do at first order, and how much of it to each other.
+    whole (2, T + 1) : mean ln pi(y+) and ln pi(y-) of all pairs, all trained on together, with the steps of the runs;
+        None, as `first`, for runs alone.
     """
 
     parameters: dict[str, Any]
@@ -112,6 +116,8 @@ class Validation:
     rejected: Array
     percentiles: dict[str, Array]
     seconds: dict[str, float]
+    first: Together | None = None
+    whole: Array | None = None
 
     @property
     def alone(self) -> bool:
@@ -131,6 +137,14 @@ class Validation:
         """(R,) by how much the margin has grown after a step, nats."""
         u = self.chosen - self.rejected
         return u[:, step] - u[:, 0]
+
+    @property
+    def together(self) -> tuple[float, float] | None:
+        """By how much the mean ln pi(y+) fell and the mean margin grew when all pairs were trained on together."""
+        if self.whole is None:
+            return None
+        chosen, rejected = self.whole[:, -1] - self.whole[:, 0]
+        return -float(chosen), float(chosen - rejected)
 
     def of_runs(self, name: str) -> Array:
         """(R,) the mean of a score over the pairs of each run."""
@@ -175,6 +189,8 @@ class Validation:
             "rejected": self.rejected.tolist(),
             "percentiles": {name: x.tolist() for name, x in self.percentiles.items()},
             "seconds": self.seconds,
+            "first": None if self.first is None else self.first.to_dict(),
+            "whole": None if self.whole is None else self.whole.tolist(),
             "findings": [_plain(f) for f in self.findings],
         }
 
@@ -194,6 +210,8 @@ class Validation:
             np.array(data["rejected"], dtype=np.float64),
             arrays(data["percentiles"]),
             dict(data["seconds"]),
+            None if data["first"] is None else Together(**data["first"]),
+            None if data["whole"] is None else np.array(data["whole"], dtype=np.float64),
         )
 
     def __str__(self) -> str:

@@ -7,26 +7,27 @@ import numpy as np
 from sims.language.ranks import LEVEL
 from sims.language.validation_record import DROPPED, LENGTH, PERCENTILES, PROBES, SCORES, WORTH, Finding, Validation
 
-VERDICTS = {
-    "useful": "useful",
+VERDICTS = {  # in more words
     "no better than length": "no better than the difference in response length",
-    "useless": "useless",
     "misleading": "misleading (the higher it is, the less falls)",
 }
 
 
 def report(data: Validation) -> str:
     """All of it."""
-    return "\n".join([*_answer(data), "", *_runs(data), "", *_table(data), *_percentiles(data), "", *_rule(data)])
+    parts = (_answer(data), _together(data), _runs(data), _table(data), _percentiles(data), _rule(data))
+    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part)))
 
 
 def sentence(data: Validation, f: Finding) -> str:
     """The verdict on one score in words."""
-    if f.needed is None:
-        return f"rho = {f.rho}: {VERDICTS[f.verdict]}"
-    pairs = f.needed * data.parameters["subset_size"]
-    unit = "pairs" if data.alone else "subsets"
-    return f"rho = {f.rho}: undecided with {len(data.runs)} {unit}; --pairs {pairs} should decide"
+    verdict = VERDICTS.get(f.verdict, f.verdict)
+    if f.needed is not None:
+        unit = "pairs" if data.alone else "subsets"
+        pairs = f.needed * data.parameters["subset_size"]
+        verdict = f"undecided with {len(data.runs)} {unit}, --pairs {pairs} should decide"
+    drop = f"; dropping {DROPPED[1]:.0%} by it removes {f.removed[1]:.0%} of the falls" if data.lifts else ""
+    return f"rho = {f.rho}: {verdict}{drop}"
 
 
 def _answer(data: Validation) -> Iterator[str]:
@@ -48,11 +49,24 @@ def _answer(data: Validation) -> Iterator[str]:
         if name not in (best.name, free.name):
             yield f"  {SCORES[name].label}: {sentence(data, data.finding(name))}"
     if data.lifts:
-        kept = best.removed[1], data.lift(None, DROPPED[1])[0]
-        yield (
-            f"Dropping the {DROPPED[1]:.0%} of pairs that the best ranks highest would have removed {kept[0]:.0%} of "
-            f"all falls (CHES: {data.finding('ches').removed[1]:.0%}; the best order: {kept[1]:.0%})."
-        )
+        best_order = data.lift(None, DROPPED[1])[0]
+        yield f"(Dropping as many in the best order removes {best_order:.0%}, at random {DROPPED[1]:.0%}.)"
+
+
+def _together(data: Validation) -> Iterator[str]:
+    """What no score of single pairs sees."""
+    if data.together is None or data.first is None:
+        return
+    fall, margin = data.together
+    unit = "pair alone" if data.alone else "subset"
+    yield (
+        f"Trained on all {len(data.where)} pairs together, with as many steps, the mean chosen log-probability changed "
+        f"by {-fall:+.2g} nat while the mean margin grew by {margin:+.2g} (each {unit}: {-data.fall().mean():+.2g} and "
+        f"{data.margin().mean():+.2g})."
+    )
+    yield f"At first order {data.first}."
+    if data.first.others < min(0.0, -data.first.own):
+        yield "The pairs pull against each other more than each lifts itself: no score of single pairs sees that fall."
 
 
 def _runs(data: Validation) -> Iterator[str]:
@@ -64,9 +78,9 @@ def _runs(data: Validation) -> Iterator[str]:
     found = "sought" if p["sought"] else "given"
     yield (
         f"Trained with {p['loss']}, {p['optimizer']}, {p['steps']} steps, learning rate {p['learning_rate']:g} "
-        f"({found}), {p['dtype']}; {data.seconds['run']:.2g} s a run. Mean change of the chosen log-probability: "
-        f"{-data.fall().mean():+.2g} nat."
+        f"({found}), {p['dtype']}; {data.seconds['run']:.2g} s a run."
     )
+    yield f"Mean change of the chosen log-probability: {-data.fall().mean():+.2g} nat."
     if p["moved"] < 0.99:
         yield (
             f"Attention: {1 - p['moved']:.0%} of the gradient met weights that the first step did not change: the step "
@@ -104,7 +118,6 @@ def _percentiles(data: Validation) -> Iterator[str]:
     if not data.percentiles:
         return
     size = data.parameters["subset_size"]
-    yield ""
     yield f"  {size} pairs around a percentile of a score, trained on together: mean change of ln pi(chosen), nats"
     yield f"  {'':27}" + " ".join(f"{p:>8}%" for p in PERCENTILES)
     for name, change in data.percentiles.items():

@@ -8,7 +8,10 @@ pairs of the run, so that the forward passes that train also measure. The networ
 import hashlib
 import inspect
 import json
+import math
+import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -17,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from sims.descent import Optimizer
 from sims.files import write_atomically
@@ -30,6 +34,7 @@ from theory.losses import Loss, Pair, TokenLoss
 
 Array = NDArray[np.float64]
 TOGETHER = 8192  # tokens in one forward pass, padding included
+CLOSE = (0.7, 1.4)  # times the margin gain asked for
 IGNORED = -100  # a target that cross-entropy leaves out
 
 
@@ -53,6 +58,13 @@ class Course(NamedTuple):
         return float(u[-1] - u[0])
 
 
+def check_whole(loss: Loss) -> Loss:
+    """The loss, or a ValueError if it looks at single tokens or at gradients."""
+    if isinstance(loss, TokenLoss) or loss.uses_norms:
+        raise ValueError(f"loss must be a function of the log-probabilities of whole responses, got {loss!r}")
+    return loss
+
+
 class Restarts:
     """A network that is trained again and again from the weights it has now, and has them back afterwards.
 
@@ -65,9 +77,7 @@ class Restarts:
     """
 
     def __init__(self, model: LanguageModel, loss: Loss, steps: int, witness: PreferencePair) -> None:
-        if isinstance(loss, TokenLoss) or loss.uses_norms:
-            raise ValueError(f"loss must be a function of the log-probabilities of whole responses, got {loss!r}")
-        self.model, self.loss, self.steps, self.witness = model, loss, check_count(steps, "steps"), witness
+        self.loss, self.steps, self.witness = check_whole(loss), check_count(steps, "steps"), witness
         self.network = model.network
         self.start = {name: p.detach().cpu().clone() for name, p in self.network.named_parameters()}
         self.said = self._witness()
@@ -225,3 +235,47 @@ def _stored(file: Path, title: str) -> Course:
         return Course(chosen, rejected, moved, seconds)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"stored run {str(file)!r} is damaged ({error}): delete it to do it again") from error
+
+
+def sought(
+    kept: Kept, subsets: Sequence[Sequence[PreferencePair]], name: str, guess: float, gain: float, progress: bool
+) -> tuple[float, int]:
+    """A learning rate at which the median margin of the runs grows by `gain`, and the number of rates tried."""
+    rate, median, below, above = guess * gain, math.nan, 0.0, math.inf
+    for tried in range(1, 13):
+        rate = float(f"{rate:.2g}")
+        runs = tqdm(subsets, desc=f"trying learning rate {rate:g}", disable=not progress, leave=False)
+        median = float(np.median([kept.run(own, Optimizer(name, rate)).gain for own in runs]))
+        if CLOSE[0] * gain <= median <= CLOSE[1] * gain:
+            return rate, tried
+        if 0 < median < gain:
+            below = max(below, rate)
+        else:  # a margin that fell, or left float range, went too far as well
+            above = min(above, rate)
+        if below and above < math.inf:
+            rate = math.sqrt(below * above)
+        else:
+            rate *= min(10.0, max(0.1, gain / median)) if median > 0 else 0.1
+    raise SolverError(
+        f"no learning rate was found at which the margin grows by about {gain:g} nat (by {median:+.2g} at the last "
+        "one tried): give one"
+    )
+
+
+def trained(
+    kept: Kept, subsets: Sequence[Sequence[PreferencePair]], optimizer: Optimizer, progress: bool
+) -> list[Course]:
+    """All runs. Says how long they take before it starts."""
+    begun = kept.run(subsets[0], optimizer)
+    left = sum(not kept.has(own, optimizer) for own in subsets)
+    if progress and left:
+        time = timedelta(seconds=round(begun.seconds * left))
+        print(f"{left} runs of {kept.restarts.steps} steps, about {time} in all", file=sys.stderr)
+    done = []
+    with tqdm(total=len(subsets), initial=len(subsets) - left, desc="runs", disable=not progress) as bar:
+        for own in subsets:
+            bar.update(not kept.has(own, optimizer))
+            done.append(kept.run(own, optimizer))
+            if not np.isfinite(done[-1].chosen + done[-1].rejected).all():
+                raise SolverError(f"a run with {optimizer!r} left float range: try a smaller learning rate")
+    return done

@@ -13,7 +13,7 @@ from sims.cli import main
 from sims.language.forecast import nystrom
 from sims.language.kernel import moves
 from sims.language.model import LanguageModel, new_model, save, shipped
-from sims.language.outlook import ask, outlook
+from sims.language.outlook import Question, ask, outlook
 from sims.language.outlook.check import RATE, SHARE, Theory, checked, error_of
 from sims.language.outlook.paths import local
 from sims.language.outlook.step import Network, Weights, first_step, moved
@@ -313,6 +313,19 @@ def test_it_says_falls_where_training_falls_and_not_where_it_does_not(trained):
         assert found.kappa < found.kappa_star
     # Unconstrained features say "never" both times.
     assert np.isinf(found.kappa_star_unconstrained)
+
+
+def test_a_fall_that_comes_later(lm):
+    """ln pi(y+) rises at first and is below its start soon after: foretold, and so in training."""
+    prompt, plus, minus = (1, 12, 13, 14, 30), 16, 13
+    found = outlook(lm, Question("", prompt, ((plus,), (minus,)), ("a", "b"), ("y+", "y-")), optimizer="sign")
+    log_pi = train(lm, prompt, plus, minus, "sign", 1e-5, 60)
+    gained, change = log_pi[:, plus] - log_pi[:, minus] - found.margin, log_pi[:, plus] - log_pi[0, plus]
+    assert found.pair[0].rate > 0
+    assert found.falls == "later"
+    assert 0 < found.falls_at <= found.checked.reach
+    assert change[gained < 0.15].min() >= 0 > change[gained > 0.25].max()
+    assert "but later: below its start" in str(found)
 
 
 def test_the_kernel_ranks_tokens_and_unconstrained_features_do_not(trained, persona):

@@ -146,15 +146,13 @@ def _foretold(theory: Theory, end: float, others: list[int]) -> Foretold:
 
 
 def _falls(told: Foretold, found: Checked, first: FirstStep) -> tuple[Falls, float | None]:
-    """Whether and from where ln pi(y+) is below its start, as far as the forecast holds."""
+    """Whether and from where ln pi(y+) is below its start: forecast, or measured where the forecast holds."""
     if first.rates[first.plus] < 0:
         return "at once", 0.0
-    below = [
-        g
-        for g, v in zip(told.gained, told.preferred, strict=True)
-        if g <= found.reach and v < told.preferred[0] - VISIBLE
-    ]
-    return ("later", below[0]) if below else ("no", None)
+    changes = [(g, v - told.preferred[0]) for g, v in zip(told.gained, told.preferred, strict=True) if g <= found.reach]
+    changes += [(p.gained, p.preferred) for p in found.points if p.agrees]
+    below = [g for g, change in changes if change < -VISIBLE]
+    return ("later", min(below)) if below else ("no", None)
 
 
 def _responses(q: Question, first: FirstStep) -> tuple[Gainer, ...]:

@@ -99,8 +99,8 @@ class Outlook:
 
     source, prompt, preferred, dispreferred : the model, and the texts. optimizer : "sgd" or "sign"; trained : which
         weights. single : whether both responses are one token, so that the theory's closed form speaks of them.
-    falls : whether ln pi(y+) falls "at once", "later" within the reach of the forecast, or "no" (not within it).
-    falls_at : nats of margin gained where it is first below its start; None if it is not.
+    falls : whether ln pi(y+) falls "at once", "later" (below its start within the reach of the forecast, there or as
+        measured), or "no" (not within it). falls_at : nats of margin gained where it is first seen below its start.
     margin : u at the start, nats. body_share : the body's part of the margin's first growth; critical_share : above
         which part ln pi(y+) falls at once (None: none). kappa, kappa_star : the same as ratios of rates, and
         kappa_star_unconstrained with unconstrained features; r_max : as in `theory.Displacement`, of those too. None
@@ -170,9 +170,7 @@ class Outlook:
         if self.falls == "at once":
             return f"Yes, at once: {speeds}."
         if self.falls == "later":
-            return (
-                f"Not at once ({speeds}), but later: below its start from a margin gained of {self.falls_at:.2g} nats."
-            )
+            return f"Not at once ({speeds}), but later: below its start at a margin gained of {self.falls_at:.2g} nats."
         return f"No: {speeds}, and not below its start as far as this forecast is good."
 
     def _gainers(self) -> str:

@@ -109,10 +109,10 @@ def test_what_goes_to_the_chat_template():
 
 
 def test_history_input_and_empty_keys():
-    row = {"instruction": "Q", "input": "I", **PAIR, "history": [["x", "y"]]}
+    row = {"instruction": "Q", "input": "I", **PAIR, "history": [["x", "y"], ["z", "w"]]}
     said = detect_layout([row]).example(row).prompt
-    assert [m["content"] for m in said] == ["x", "y", "Q\nI"]
-    assert [m["role"] for m in said] == ["user", "assistant", "user"]
+    assert [m["content"] for m in said] == ["x", "y", "z", "w", "Q\nI"]
+    assert [m["role"] for m in said] == ["user", "assistant"] * 2 + ["user"]
     # Arrow gives each message the keys of all.
     padded = [{**m, "tool_calls": None, "name": None} for m in GOOD]
     row = {"prompt": [USER], "chosen": padded, "rejected": BAD}

@@ -193,6 +193,9 @@ def test_an_array_is_read_in_pieces_of_any_size(tmp_path, monkeypatch):
             found = list(open_table(path).rows())
             assert [row.values for row in found] == rows
             assert not any(row.problem for row in found)
+    monkeypatch.setattr(text, "CHUNK", 1)
+    path.write_text('[12345, {"a": 1}]')
+    assert [row.values for row in open_table(path).rows()] == [{"raw": "12345"}, {"a": 1}], "no number is cut"
 
 
 @pytest.mark.parametrize(

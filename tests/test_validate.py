@@ -51,7 +51,7 @@ def model():
 @pytest.fixture(scope="module")
 def pairs(model):
     prompts = [model.prompt(r.text) for r in RequestsWorld().requests[::9]]
-    return sampled_pairs(model, prompts, 0, 24)[:24] + graded_pairs(model, prompts, 0, 24)[:24]
+    return sampled_pairs(model, prompts, 0, 24)[:16] + graded_pairs(model, prompts, 0, 24)[:16]
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +182,26 @@ def test_early_and_late_are_the_first_step_and_the_last(near):
         assert early != pytest.approx(late, abs=1e-4)
 
 
+def test_all_pairs_together_are_one_training_and_what_they_do_to_each_other(model, pairs, near):
+    for name, by in (("sgd", "sgd"), ("adamw", "adam")):
+        found = near[name]
+        rate = found.parameters["learning_rate"]
+        seen = train_preferences(
+            model, [pairs], DPO, Optimizer(by, rate), 4, observe=lambda _, runs: runs.log_probs([pairs])[0].mean(axis=0)
+        ).observed
+        assert found.whole == pytest.approx(np.stack(seen).T, abs=1e-4)
+        fall, margin = found.together
+        assert fall == pytest.approx(-(seen[-1][0] - seen[0][0]), abs=1e-4)
+        # Small steps: what one step does per nat of margin, to first order.
+        first = {"sgd": found.first.gradient, "adamw": found.first.sign}[name]
+        assert -fall / margin == pytest.approx(first, abs=0.05)
+    again = Validation.from_dict(json.loads(json.dumps(near["sgd"].to_dict())))
+    assert again.first == near["sgd"].first
+    assert "pull against each other" not in str(near["sgd"])
+    apart = replace(near["sgd"], first=replace(near["sgd"].first, gradient=-0.3, own=0.2, others=-0.5))
+    assert "pull against each other" in str(apart)
+
+
 def test_the_probe_of_the_other_optimizer_is_worse(near):
     assert near["sgd"].finding("sign_step_chosen").rho.value < near["sgd"].findings[0].rho.value - 0.02
     assert near["adamw"].finding("gradient_step_chosen").rho.value < near["adamw"].findings[0].rho.value - 0.02
@@ -231,9 +251,9 @@ def test_planted_scores_get_their_due():
     n = 250
     fall, length = rng.normal(size=(2, n))
     fall += 2 * length
-    short = planted(fall, ches=length + 0.1 * rng.normal(size=n), alpha=fall, **{LENGTH: length})
-    assert short.finding("ches").verdict == "no better than length"
-    assert short.finding("alpha").verdict == short.finding(LENGTH).verdict == "useful"
+    scores = {"ches": length + 0.1 * rng.normal(size=n), "alpha": fall, LENGTH: length}
+    verdicts = {name: decide(*found) for name, found in ranges(scores, fall, draws=500).items()}
+    assert verdicts == {"ches": "no better than length", "alpha": "useful", LENGTH: "useful"}
 
 
 def test_random_scores_are_not_called_useful():

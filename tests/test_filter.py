@@ -254,10 +254,11 @@ def test_scores_that_are_lengths_are_called_so(tmp_path):
         ([1.0, True], {"keep": 0.5}, "line 2: column 'ches' must hold numbers, got 'True'"),
         ([1.0, 2.0], {"keep": 0.5, "order": "lowest"}, "order must be low or high"),
         ([1.0, 2.0], {"one_of_several": True}, "needs the layout"),
+        ([1.0, 2.0], {"weights": (0.5, 0.95)}, "have a column 'weight' already"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_writes_nothing(tmp_path, scores, more, words):
-    table = table_of(tmp_path, rows_of(scores, n=[0.5] * len(scores)))
+    table = table_of(tmp_path, rows_of(scores, n=[0.5] * len(scores), weight=[1] * len(scores)))
     with pytest.raises(ValueError, match=words):
         filter_table(tmp_path / "o.jsonl", table, **more)
     assert [x.name for x in tmp_path.iterdir()] == ["scored.jsonl"]

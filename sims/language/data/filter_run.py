@@ -75,11 +75,7 @@ def filter_table(
     if one_of_several and layout is None:
         raise ValueError("one_of_several needs the layout of the rows")
     target = Path(path)
-    kind_of(target, table)
-    if target.exists() and Path(table.path).exists() and target.samefile(table.path):
-        raise ValueError(f"the filtered data must go to another file than {table.path!r}")
-    if table.columns and by not in table.columns:
-        raise ValueError(f"there is no column {by!r} to filter by, there are {', '.join(table.columns)}")
+    _check_names(target, table, by)
     seen = _Seen(table, by, order_of(by, order), one_of_several, progress)
     finite(seen.scores, by)
     rule = weigh = None
@@ -96,10 +92,18 @@ def filter_table(
         s = seen.scores[scored]
         raise ValueError(f"nothing would be left: {by} is in [{s.min():g}, {s.max():g}], threshold {threshold:g}")
     writing = _Writing(seen, stays, rule, weigh, layout, progress)
-    write_table(target, table, writing.added(), overwrite=(*writing.names, "weight"), drop=drop)
+    write_table(target, table, writing.added(), overwrite=writing.names, drop=drop)
     done = writing.record(str(target), keep_unusable)
     _write_manifest(target, table, done)
     return done
+
+
+def _check_names(target: Path, table: Table, by: str) -> None:
+    kind_of(target, table)
+    if target.exists() and Path(table.path).exists() and target.samefile(table.path):
+        raise ValueError(f"the filtered data must go to another file than {table.path!r}")
+    if table.columns and by not in table.columns:
+        raise ValueError(f"there is no column {by!r} to filter by, there are {', '.join(table.columns)}")
 
 
 class _Seen:

@@ -28,7 +28,7 @@ from sims.language.model import load, new_model, save
 from sims.language.scoring import cautions, manifest, run
 from sims.language.scoring.processes import Group
 from sims.language.scoring.scorer import DEFAULT, Scorer
-from sims.language.scoring.summary import QUANTILES, SHOWN, Tally, Thinned, parted
+from sims.language.scoring.summary import QUANTILES, SHOWN, Tally, Thinned, first_bad, parted
 from theory import SolverError
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +146,7 @@ def test_the_manifest_says_what_the_scores_come_from(made):
         assert summary["quantiles"][name] == pytest.approx(expected)
     order = sorted(range(ROWS), key=lambda i: -found[i]["ln_ches"])[:SHOWN]
     assert [row["where"] for row in summary["highest"]] == [f"line {i + 1}" for i in order]
-    assert summary["nearly_identical"] == sum(row["edit_distance"] < 0.1 for row in found)
+    assert summary["nearly_identical"] == sum(row["edit_distance"] <= 0.1 for row in found)
     assert summary["rows"] == summary["pairs"] == ROWS
     assert summary["unusable"] == 0
 
@@ -209,7 +209,7 @@ def test_malformed_rows_are_named_and_the_others_scored(made, capsys):
         if n in bad:
             assert bad[n][1] in row["reason"]
             assert row["ches"] is row["edit_distance"] is None
-            assert f"line {n}: {row['reason']}" in said
+            assert f"  1 x {row['reason']} (line {n})\n" in said
         else:
             assert row["reason"] == ""
             assert math.isfinite(row["ches"])
@@ -346,12 +346,13 @@ def test_unfinished_work_of_another_run_is_refused(made, monkeypatch, capsys, co
     model = load(made / "model")
     model.tokenizer.chat_template = CHAT
     save(model, made / "chat-model")
+    tokens = Scorer(model).encoder.batch_tokens
     rows = list(pairs(ROWS))
     write(made / "changed.jsonl", [*rows[:-1], rows[0]])
     for more, words in [
         (("--dtype", "float64"), "model dtype was float32, is float64"),
         (("--max_length", "20"), "options max_length was null, is 20"),
-        (("--batch_tokens", "99"), "options batch_tokens was 4096, is 99"),
+        (("--batch_tokens", "99"), f"options batch_tokens was {tokens}, is 99"),
         (("--columns", "ches"), "options columns was"),
         (("--shard_rows", "7"), "options shard_rows was 10, is 7"),
         (("--model_name_or_path", str(made / "changed-model")), "model fingerprint was"),
@@ -546,15 +547,26 @@ def test_responses_are_shown_from_where_they_part():
 def test_reasons_are_counted_by_kind_and_kinds_are_bounded():
     tally = Tally()
     reasons = [f"prompt has {n} tokens, the limit is 20" for n in range(30)] + ["", "column 'a' is empty", 'no "b"']
+    where = [f"line {n}" for n in range(33)]
     columns = {"reason": reasons, "note": [""] * 33, "ches": [math.nan] * 30 + [1.0] + [math.nan] * 2}
-    tally.add({"columns": columns, "first": [["line 1", reasons[0]]], "highest": []})
-    assert tally.reasons == {"prompt has N tokens, the limit is N": 30, "column '...' is empty": 1, "no '...'": 1}
+    tally.add({"columns": columns, "bad": first_bad(where, reasons), "highest": []})
+    long, *rest = tally.reasons.items()
+    first = {"count": 30, "where": ["line 0", "line 1", "line 2"], "example": reasons[0]}
+    assert long == ("prompt has N tokens, the limit is N", first)
+    assert {kind: (r["count"], r["where"]) for kind, r in rest} == {
+        "column '...' is empty": (1, ["line 31"]),
+        "no '...'": (1, ["line 32"]),
+    }
     assert (tally.pairs, tally.unusable) == (1, 32)
+    text = str(tally.summary("out", "data", "model", ()))
+    assert "  30 x prompt has N tokens, the limit is N (line 0, line 1, line 2, ...)\n" in text
+    assert "  1 x column 'a' is empty (line 31)\n" in text
     others = [chr(97 + i // 26) + chr(97 + i % 26) for i in range(100)]
     columns = {"reason": others, "note": [""] * 100, "ches": [math.nan] * 100}
-    tally.add({"columns": columns, "first": [], "highest": []})
-    assert len(tally.reasons) <= 21
-    assert tally.reasons.total() == 132
+    tally.add({"columns": columns, "bad": first_bad(where * 3 + ["x"], others), "highest": []})
+    assert len(tally.reasons) == 21
+    assert sum(r["count"] for r in tally.reasons.values()) == 132
+    assert len(tally.reasons["others"]["where"]) == 3
 
 
 def test_cautions():
@@ -563,18 +575,18 @@ def test_cautions():
     from sims.language.pairing import Example
 
     example = Example(table_row["prompt"], table_row["chosen"], (table_row["rejected"],))
-    assert cautions.of_model(model, 1e-6, example) == ()
-    assert "by 0.5 nats" in cautions.of_model(model, 0.5, example)[0]
+    assert cautions.of_model(model, 1e-6, 1e-5, example) == ()
+    assert "by 0.5 nats" in cautions.of_model(model, 0.5, 0.1, example)[0]
     model.network.config.final_logit_softcapping = 30.0
     model.tokenizer.chat_template = CHAT
-    capped, plain = cautions.of_model(model, 0.0, example)
+    capped, plain = cautions.of_model(model, 0.0, 0.1, example)
     assert "caps its logits (final_logit_softcapping 30)" in capped
     assert "chat template" in plain
     model.network.bfloat16()
-    assert "weights in bfloat16: states are rounded to about 0.78 %" in cautions.of_model(model, 0.0, example)[1]
+    assert "weights in bfloat16: states are rounded to about 0.78 %" in cautions.of_model(model, 0.0, 0.1, example)[1]
     tally = Tally()
     note = ["boundary: x; truncated: chosen", "truncated: chosen; truncated: rejected", ""] + [""] * 97
-    tally.add({"columns": {"reason": [""] * 100, "note": note}, "first": [], "highest": []})
+    tally.add({"columns": {"reason": [""] * 100, "note": note}, "bad": [], "highest": []})
     assert tally.notes == {"boundary": 1, "truncated": 2}
     (found,) = cautions.of_data(tally)
     assert found.startswith("2 pairs (2.0 %) lost the end")

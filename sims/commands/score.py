@@ -57,13 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     group = Group.here()
     columns = _columns(arguments)
-    options = {"batch_tokens": arguments.batch_tokens} if arguments.batch_tokens else {}
     table, layout = table_of(arguments)
     output = _output(arguments, table, columns)
     arguments.device = group.device(arguments.device)
     model = model_of(arguments)
     _speed_up(model)
-    scorer = Scorer(model, columns, max_length=arguments.max_length, **options)
+    scorer = Scorer(model, columns, max_length=arguments.max_length, batch_tokens=arguments.batch_tokens)
+    encoder = scorer.encoder
     example = check_usable(model, table, layout, arguments.max_length)
     description = manifest(
         model,
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         options={
             "columns": columns,
             "max_length": arguments.max_length,
-            "batch_tokens": scorer.encoder.batch_tokens,
+            "batch_tokens": encoder.batch_tokens,
             "shard_rows": arguments.shard_rows,
         },
     )
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         restart=arguments.restart,
         group=group,
-        warnings=cautions.of_model(model, scorer.encoder.head_deviation, example),
+        warnings=cautions.of_model(model, encoder.head_deviation, encoder.head_noise, example),
     )
     if summary is None:  # one of several processes: the main one has the result
         return EXIT_OK

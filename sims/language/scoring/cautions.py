@@ -9,10 +9,10 @@ from sims.language.scoring.summary import Tally
 FEW = 0.01  # share of pairs below which nothing is said
 
 
-def of_model(model: LanguageModel, head_deviation: float, example: Example) -> tuple[str, ...]:
+def of_model(model: LanguageModel, deviation: float, noise: float, example: Example) -> tuple[str, ...]:
     """Cautions that need no scores.
 
-    head_deviation : largest difference of the model's logits from those of its states, nats.
+    deviation, noise : largest difference of the model's logits from those of its states, and what rounding explains.
     example : one of the data set.
     """
     found = []
@@ -24,9 +24,9 @@ def of_model(model: LanguageModel, head_deviation: float, example: Example) -> t
         )
     dtype = model.W.dtype
     unit = torch.finfo(dtype).eps
-    if head_deviation > max(1e-3, 100 * unit):
+    if deviation > noise:
         found.append(
-            f"the model's logits differ from those of its head on its last states by {head_deviation:.2g} nats: "
+            f"the model's logits differ from those of its head on its last states by {deviation:.2g} nats: "
             "scores of the states do not see what it does in between"
         )
     if unit > 1e-4:

@@ -22,7 +22,7 @@ from sims.language.pairing import Example, tokenize
 from sims.language.scoring import manifest
 from sims.language.scoring.cautions import of_data
 from sims.language.scoring.processes import Group
-from sims.language.scoring.summary import FIRST, RANKED, Summary, Tally, highest, ranking, texts_of
+from sims.language.scoring.summary import RANKED, Summary, Tally, first_bad, highest, ranking, texts_of
 from theory import SolverError
 
 MANIFEST = "manifest.json"
@@ -100,9 +100,7 @@ def check_usable(model: LanguageModel, table: Any, layout: Any, max_length: int 
             except ValueError as error:
                 example = error
         first.append(f"{row.where}: {example}")
-    if not first:
-        raise ValueError(f"dataset {str(table.path)!r} has no rows")
-    raise ValueError(f"none of the first {len(first)} rows of dataset can be used: {'; '.join(first[:FIRST])}")
+    raise ValueError(f"none of the first {len(first)} rows of dataset can be used: {'; '.join(first[:3])}")
 
 
 def _prepare(folder: Path, output: Path, run: dict[str, Any], restart: bool) -> None:
@@ -123,11 +121,14 @@ def _score_missing(
     scorer: Any, model: LanguageModel, table: Any, layout: Any, folder: Path, size: int, group: Group
 ) -> int:
     """Every n-th shard that is not there yet is scored; how many shards there are."""
-    total = getattr(table, "__len__", lambda: None)()
-    count = 0
-    with tqdm(total=total, unit=" rows", desc="score", disable=None if group.main else True) as bar:
+    total = len(table) if hasattr(table, "__len__") else sum(1 for _ in table.rows())
+
+    def scored() -> int:
+        return min(len(_done(folder)) * size, total)  # by all processes
+
+    silent = None if group.main else True
+    with tqdm(total=total, initial=scored(), unit=" rows", desc="score", disable=silent) as bar:
         for i, rows in enumerate(_parts(table.rows(), size)):
-            count = i + 1
             file = _file(folder, i)
             if i % group.size != group.rank or file.is_file():
                 continue
@@ -142,18 +143,17 @@ def _score_missing(
                     f"and --restart ({str(error).splitlines()[0]})"
                 ) from error
             write_atomically(file, json.dumps(shard, separators=(",", ":")))  # NaN stays NaN, a file of our own
-            bar.update(min(len(_done(folder)) * size, total or count * size) - bar.n)
-    return count
+            bar.update(scored() - bar.n)
+    return -(-total // size)
 
 
 def _scored(scorer: Any, model: LanguageModel, layout: Any, rows: list[Any]) -> dict[str, Any]:
     """What is stored of a shard: the columns, and of its rows what the summary shows."""
     examples = [_example(layout, row) for row in rows]
     columns = {name: list(column) for name, column in scorer.score_examples(examples).items()}
-    bad = [(row.where, reason) for row, reason in zip(rows, columns["reason"], strict=True) if _any(reason)]
     return {
         "columns": columns,
-        "first": [(where, _any(reason)) for where, reason in bad[:FIRST]],
+        "bad": first_bad([row.where for row in rows], columns["reason"]),
         "highest": _highest(columns, rows, examples, model),
     }
 
@@ -229,7 +229,7 @@ def _stored(folder: Path, i: int) -> dict[str, Any]:
     file = _file(folder, i)
     try:
         found = json.loads(file.read_bytes())
-        if set(found) != {"columns", "first", "highest"}:
+        if set(found) != {"columns", "bad", "highest"}:
             raise ValueError("it is no shard")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{str(file)!r} is damaged ({error}): delete it and repeat the command") from error
@@ -269,11 +269,6 @@ def _example(layout: Any, row: Any) -> Example | ValueError:
 def _is_conversation(example: Example) -> bool:
     said = example.chosen
     return not isinstance(said, str) and bool(said) and isinstance(said[0], dict)
-
-
-def _any(text: Any) -> str:
-    """The text, or the first of several that says something."""
-    return next((t for t in text if t), "") if isinstance(text, list) else text
 
 
 def _is_memory(error: BaseException) -> bool:

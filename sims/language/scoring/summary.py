@@ -12,9 +12,9 @@ import numpy as np
 from sims.files import plain
 from sims.language.pairing import Example
 
-NEARLY_ALIKE = 0.1  # normalised edit distance below which two responses count as nearly identical
+NEARLY_ALIKE = 0.1  # normalised edit distance up to which two responses count as nearly identical
 SHOWN = 10  # pairs with the highest score
-FIRST = 5  # unusable rows that are named
+FIRST = 3  # unusable rows that are named, of each kind
 KINDS = 20  # kinds of reasons that are told apart
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "50%": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
 # The first of these that was computed ranks the pairs: the probe knows more than any score of the states. The sign says
@@ -63,9 +63,9 @@ class Summary:
 
     output, dataset, model : where the result is, what was scored, by what.
     rows, pairs : rows of the data set; pairs that have scores (a row with several rejected responses holds several).
-    unusable, reasons, first : pairs without scores, how many by what reason, and the first of them as (where, reason).
+    unusable, reasons : pairs without scores, and by the kind of reason {"count", "where" (the first), "example"}.
     notes : pairs by what happened to their tokens ("boundary", "truncated").
-    nearly_identical : pairs with an edit distance below NEARLY_ALIKE; None if it was not computed.
+    nearly_identical : pairs with an edit distance up to NEARLY_ALIKE; None if it was not computed.
     falls : per kind of step of the probe the pairs whose own step lowers ln pi(y+).
     ranked_by, highest : the score that ranks, and the pairs where it expects the deepest fall: where, score, the two
         responses from where they part.
@@ -79,8 +79,7 @@ class Summary:
     rows: int
     pairs: int
     unusable: int
-    reasons: dict[str, int]
-    first: tuple[tuple[str, str], ...]
+    reasons: dict[str, dict[str, Any]]
     notes: dict[str, int]
     nearly_identical: int | None
     falls: dict[str, int]
@@ -102,10 +101,12 @@ class Summary:
         ]
         for name, count in self.falls.items():
             lines.append(f"  {count} ({_share(count, self.pairs)}) lower their own at first order, by a {STEPS[name]}")
+        if self.falls:
+            lines.append("  (in training the steps of other pairs move it, too: `displacement validate` measures that)")
         if self.nearly_identical is not None:
             share = _share(self.nearly_identical, self.pairs)
             lines.append(
-                f"  {self.nearly_identical} ({share}) have nearly identical responses (edit distance < {NEARLY_ALIKE})"
+                f"  {self.nearly_identical} ({share}) have nearly identical responses (edit distance <= {NEARLY_ALIKE})"
             )
         return "\n".join([*lines, f"  all rows with their scores: {self.output}"])
 
@@ -114,9 +115,10 @@ class Summary:
             return ""
         pairs = self.pairs + self.unusable
         lines = [f"Not scored: {self.unusable} of {pairs} pairs ({_share(self.unusable, pairs)}), see column `reason`"]
-        lines += [f"  {count} x {reason}" for reason, count in self.reasons.items()]
-        lines += [f"  {where}: {reason}" for where, reason in self.first]
-        return "\n".join(lines + (["  ..."] if self.unusable > len(self.first) else []))
+        for kind, found in self.reasons.items():
+            where = ", ".join(found["where"]) + (", ..." if found["count"] > len(found["where"]) else "")
+            lines.append(f"  {found['count']} x {found['example'] if found['count'] == 1 else kind} ({where})")
+        return "\n".join(lines)
 
     def _table(self) -> str:
         if not self.highest:
@@ -155,10 +157,9 @@ class Tally:
 
     def __init__(self) -> None:
         self.rows = self.pairs = self.unusable = self.alike = 0
-        self.reasons: Counter[str] = Counter()
+        self.reasons: dict[str, dict[str, Any]] = {}
         self.notes: Counter[str] = Counter()
         self.falls: Counter[str] = Counter()
-        self.first: list[tuple[str, str]] = []
         self.columns: dict[str, Column] = {}
         self.highest: list[dict[str, Any]] = []
         self.several = False
@@ -172,15 +173,22 @@ class Tally:
             self.pairs += not reason
             self.unusable += bool(reason)
             if reason:
-                kind = _kind(reason)
-                self.reasons[kind if kind in self.reasons or len(self.reasons) < KINDS else "others"] += 1
+                self._reason(reason)["count"] += 1
+        for where, reason in shard["bad"]:
+            named = self._reason(reason)["where"]
+            named += [where] * (len(named) < FIRST)
         for note in (text for row in columns["note"] for text in _flat(row)):
             self.notes.update({part.partition(":")[0] for part in note.split("; ")} & NOTES)
-        self.first = [*self.first, *map(tuple, shard["first"])][:FIRST]
         self.highest = highest([*self.highest, *shard["highest"]])
         for name, column in columns.items():
             if name not in ("reason", "note"):
                 self._numbers(name, [x for row in column for x in _flat(row)])
+
+    def _reason(self, reason: str) -> dict[str, Any]:
+        """What is known of reasons of this kind."""
+        kind = _kind(reason)
+        kind = kind if kind in self.reasons or len(self.reasons) < KINDS else "others"
+        return self.reasons.setdefault(kind, {"count": 0, "where": [], "example": reason})
 
     def _numbers(self, name: str, values: list[Any]) -> None:
         known = [x for x in values if isinstance(x, int | float) and not math.isnan(x)]
@@ -188,7 +196,7 @@ class Tally:
         for x in known:
             column.add(x)
         if name == "edit_distance":
-            self.alike += sum(x < NEARLY_ALIKE for x in known)
+            self.alike += sum(x <= NEARLY_ALIKE for x in known)
         if name in STEPS:
             self.falls[name] += sum(x < 0 for x in known)
 
@@ -200,8 +208,7 @@ class Tally:
             rows=self.rows,
             pairs=self.pairs,
             unusable=self.unusable,
-            reasons=dict(self.reasons.most_common()),
-            first=tuple(self.first),
+            reasons=dict(sorted(self.reasons.items(), key=lambda item: -item[1]["count"])),
             notes=dict(sorted(self.notes.items())),
             nearly_identical=self.alike if "edit_distance" in self.columns else None,
             falls=dict(self.falls),
@@ -215,6 +222,18 @@ class Tally:
 def ranking(columns: Any) -> str:
     """The column that ranks the pairs, "" if there is none."""
     return next((name for name in RANKED if name in columns), "")
+
+
+def first_bad(where: list[str], reasons: list[Any]) -> list[tuple[str, str]]:
+    """(where, reason) of the first rows of each kind of reason."""
+    seen: Counter[str] = Counter()
+    found = []
+    for place, reason in ((place, text) for place, own in zip(where, reasons, strict=True) for text in _flat(own)):
+        if reason:
+            seen[_kind(reason)] += 1
+            if seen[_kind(reason)] <= FIRST:
+                found.append((place, reason))
+    return found
 
 
 def highest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -179,6 +179,7 @@ def test_parts_of_the_weights(lm):
     assert head.pair[0].rate == head.pair[0].head > 0
     assert (body.kappa, body.body_share, body.pair[0].head) == (np.inf, 1.0, 0.0)
     assert body.kappa_star == (0.0 if body.pair[0].rate < 0 else np.inf)
+    assert not np.isnan(body.kappa_star_unconstrained)
     assert head.checked.ended == "asked"
     assert max(p.share_error for p in head.checked.points) < 1e-4, "with h at rest the path is the network's own"
     for found in (head, body):  # nothing is approximate here
@@ -276,11 +277,13 @@ def test_a_network_that_does_more_to_its_logits_is_noticed(lm):
 # ---- against training
 
 
-def train(model, prompt, plus, minus, optimizer, lr, steps):
+def train(model, prompt, plus, minus, optimizer, lr, steps, trained="both"):
     """(steps + 1, V) ln pi in actual training of the pair."""
     pairs = [[PreferencePair(tuple(prompt), (plus,), (minus,))]]
     look = lambda _, runs: runs.next_log_probs([prompt])[0]  # noqa: E731
-    return np.stack(train_preferences(model, pairs, DPO, Stepper(optimizer, lr), steps, observe=look).observed)
+    return np.stack(
+        train_preferences(model, pairs, DPO, Stepper(optimizer, lr), steps, trained=trained, observe=look).observed
+    )
 
 
 @pytest.fixture(scope="module", params=["sgd", "sign"])
@@ -313,6 +316,14 @@ def test_it_says_falls_where_training_falls_and_not_where_it_does_not(trained):
         assert found.kappa < found.kappa_star
     # Unconstrained features say "never" both times.
     assert np.isinf(found.kappa_star_unconstrained)
+
+
+def test_a_body_alone_that_lowers_it(lm):
+    question = Question("", PROMPT, ((14,), (22,)), ("a", "b"), ("y+", "y-"))
+    found = outlook(lm, question, optimizer="sign", trained="body", margin=0.2)
+    assert (found.falls, found.kappa, found.kappa_star, found.critical_share) == ("at once", np.inf, 0.0, 0.0)
+    change = train(lm, PROMPT, 14, 22, "sign", 1e-5, 5, "body")[:, 14]
+    assert change[-1] < change[0]
 
 
 def test_a_fall_that_comes_later(lm):

@@ -51,7 +51,7 @@ class Theory:
         """The multiple of the body's speed above which ln pi(y+) falls at once; inf if none does."""
         if self.name == "unconstrained" and self.model is not None:
             flow = self.model.flow(self.name, self.loss)
-            return flow.kappa_star / flow.kappa if flow.kappa else np.inf
+            return flow.kappa_star / flow.kappa if flow.kappa and np.isfinite(flow.kappa_star) else np.inf
         body, head = (float(part[self.first.plus]) for part in (self.first.body, self.first.head))
         return head / -body if body < 0 else np.inf
 

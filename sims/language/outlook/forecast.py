@@ -6,6 +6,8 @@ as far as the rates found there are the forecast's. Responses of several tokens 
 (Theorem 7, in a network) are continued straight on, and checked in the same way.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from sims.language.model import LanguageModel
 from sims.language.outlook.check import Theory, checked, error_of
 from sims.language.outlook.paths import Local, local
-from sims.language.outlook.record import Checked, Falls, Foretold, Gainer, Outlook
+from sims.language.outlook.record import Checked, Foretold, Gainer, Outlook
 from sims.language.outlook.step import OPTIMIZERS, FirstStep, Network, first_step
 from sims.language.outlook.texts import Question, shared, spelt
 from theory._check import POSITIVE, check_count, check_number, unknown
@@ -51,21 +53,15 @@ def outlook(
     Raises ValueError for half precision, arguments out of their domains, a loss that does not raise the margin, or a
     pair that no step tells apart.
     """
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(unknown("optimizer", optimizer, OPTIMIZERS))
     check_number(margin, "margin", POSITIVE)
     check_count(top, "top")
-    if model.W.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"model must have float32 or float64 weights, small steps are lost in {model.W.dtype}")
-    q, loss, network = question, loss or get("dpo", beta=0.1), Network(model, trained)
+    q, loss, network = question, loss or get("dpo", beta=0.1), _network(model, trained, optimizer)
     by_response = network.responses(q.prompt, q.responses)
     plus, minus = (y[0] for y in q.responses[:2]) if q.single else (0, 1)
     ask = network.next_token(q.prompt) if q.single else by_response
     first = first_step(network, ask, plus, minus, optimizer)
     if not sum(first.speeds) > 0:
-        raise ValueError(
-            f"preferred and dispreferred must be told apart by a step, {q.texts[:2]} are not (or it is NaN)"
-        )
+        raise ValueError(f"preferred and dispreferred must be told apart by a step, {q.texts[:2]} are not")
     ours = local(network, q.prompt, plus, minus, optimizer) if q.single else None
     names = ("kernel" if optimizer == "sgd" else "line", "unconstrained") if ours else ("rates",)
     theories = [Theory(name, loss, first, ours) for name in names]
@@ -75,41 +71,55 @@ def outlook(
     others = [z for z in gains if z not in (plus, minus) and first.rates[z] > 0][:top]
     told = tuple(_foretold(t, end, others) for t in theories)
     found = checked(network, ask, optimizer, theories[0], weigh, end, others, progress)
-    falls, falls_at = _falls(told[0], found, first)
-    deviation = None if ours is None else error_of(theories[0].rates(first.margin), first.rates, weigh(first.values))
-    body, head = first.speeds
-    critical = theories[0].critical
-    several = first
-    if ours is not None and len(q.responses) > 2:
-        several = first_step(network, by_response, 0, 1, optimizer)
-    responses = _responses(q, several) if several is not first or ours is None else ()
     tokens = _tokens(model, q, first, theories[1], others) if ours else ()
+    responses: tuple[Gainer, ...] = ()
+    if ours is None or len(q.responses) > 2:
+        responses = _responses(q, first_step(network, by_response, 0, 1, optimizer) if ours else first)
+    asked = {"source": source or repr(model), "optimizer": optimizer, "trained": trained, "loss": repr(loss)}
     return Outlook(
-        source=source or repr(model),
         prompt=q.text,
         preferred=q.texts[0],
         dispreferred=q.texts[1],
-        optimizer=optimizer,
-        trained=trained,
-        loss=repr(loss),
         single=q.single,
-        falls=falls,
-        falls_at=falls_at,
         margin=first.margin,
-        body_share=body / (body + head),
-        critical_share=critical * body / (critical * body + head) if np.isfinite(critical) else None,
-        kappa=None if ours is None else ours.kappa,
-        kappa_star=None if ours is None else _times(critical, ours.kappa),
-        kappa_star_unconstrained=None if ours is None else _times(theories[1].critical, ours.kappa),
-        r_max=None if ours is None else float(ours.flow("unconstrained", loss).r_max),
         pair=(tokens or responses)[:2],  # type: ignore[arg-type]
         tokens=tokens,
         responses=tuple(sorted(responses, key=lambda g: -g.rate)),
         forecasts=told,
         checked=found,
-        deviation=deviation,
-        notes=(*q.notes, *_approximate(network, q, first, ours, deviation)),
+        **asked,
+        **_falls(told[0], found, first),
+        **_numbers(theories, weigh),
+        notes=(*q.notes, *_approximate(network, q, theories[0], weigh)),
     )
+
+
+def _network(model: LanguageModel, trained: str, optimizer: str) -> Network:
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(unknown("optimizer", optimizer, OPTIMIZERS))
+    if model.W.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"model must have float32 or float64 weights, small steps are lost in {model.W.dtype}")
+    return Network(model, trained)
+
+
+def _numbers(theories: list[Theory], weigh: Any) -> dict[str, Any]:
+    """Shares of body and head, and what the theory knows of single tokens."""
+    own, first, ours = theories[0], theories[0].first, theories[0].model
+    (body, head), critical = first.speeds, own.critical
+    share = None if np.isinf(critical) else critical * body / (critical * body + head) if critical else 0.0
+    found: dict[str, Any] = {"body_share": body / (body + head), "critical_share": share}
+    names = ("kappa", "kappa_star", "kappa_star_unconstrained", "r_max", "deviation")
+    if ours is None:
+        return found | dict.fromkeys(names)
+    stars = (_times(t.critical, ours.kappa) for t in theories)
+    r_max = float(ours.flow("unconstrained", own.loss).r_max)
+    return found | dict(zip(names, (ours.kappa, *stars, r_max, _deviation(own, weigh)), strict=True))
+
+
+def _deviation(theory: Theory, weigh: Any) -> float:
+    """Of its first rates from those measured, as a part of their size."""
+    first = theory.first
+    return error_of(theory.rates(first.margin), first.rates, weigh(first.values))
 
 
 def _times(multiple: float, kappa: float) -> float:
@@ -145,14 +155,14 @@ def _foretold(theory: Theory, end: float, others: list[int]) -> Foretold:
     )
 
 
-def _falls(told: Foretold, found: Checked, first: FirstStep) -> tuple[Falls, float | None]:
+def _falls(told: Foretold, found: Checked, first: FirstStep) -> dict[str, Any]:
     """Whether and from where ln pi(y+) is below its start: forecast, or measured where the forecast holds."""
     if first.rates[first.plus] < 0:
-        return "at once", 0.0
+        return {"falls": "at once", "falls_at": 0.0}
     changes = [(g, v - told.preferred[0]) for g, v in zip(told.gained, told.preferred, strict=True) if g <= found.reach]
     changes += [(p.gained, p.preferred) for p in found.points if p.agrees]
     below = [g for g, change in changes if change < -VISIBLE]
-    return ("later", min(below)) if below else ("no", None)
+    return {"falls": "later" if below else "no", "falls_at": min(below, default=None)}
 
 
 def _responses(q: Question, first: FirstStep) -> tuple[Gainer, ...]:
@@ -185,9 +195,7 @@ def _tokens(model: LanguageModel, q: Question, first: FirstStep, free: Theory, o
     )
 
 
-def _approximate(
-    network: Network, q: Question, first: FirstStep, ours: Local | None, deviation: float | None
-) -> list[str]:
+def _approximate(network: Network, q: Question, theory: Theory, weigh: Any) -> list[str]:
     """Where the theory, or what is measured, is not the network."""
     notes = []
     own = network.next_token(q.prompt)(network.weights).detach().cpu().numpy()
@@ -199,14 +207,14 @@ def _approximate(
             f"the network does more between its last state and its logits than is known here: its own ln pi differ by "
             f"up to {gap:.2g} nats from those measured, and everything below is approximate."
         )
-    if ours is None or deviation is None:
+    if theory.model is None:
         return notes
     config = network.model.network.config
     if cap := getattr(config, "final_logit_softcapping", None):
         notes.append(f"logits are softly capped at {cap:g}; the theory takes the cap's slopes at the start for good.")
     if network.tied:
         notes.append("embedding and unembedding are one matrix; the theory takes them for two that move apart.")
-    if deviation > EXACT:
+    if (deviation := _deviation(theory, weigh)) > EXACT:
         notes.append(
             f"the theory's first rates differ by {100 * deviation:.2g} % from those measured, which are the ones shown."
         )

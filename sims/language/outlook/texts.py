@@ -58,46 +58,50 @@ def ask(
     """
     if not prompt.strip():
         raise ValueError("prompt is empty")
-    text = _chat(model, prompt) if chat else prompt
-    tokenizer = model.tokenizer
-    encode = lambda x: tokenizer(x, add_special_tokens=not chat)["input_ids"]  # noqa: E731
-    roles = ["y+", "y-", *["candidate"] * len(candidates)]
     texts = [preferred, dispreferred, *candidates]
-    for name, y in zip(("preferred", "dispreferred", *roles[2:]), texts, strict=True):
+    names = ["preferred", "dispreferred", *["candidate"] * len(candidates)]
+    ids, responses, notes = _encoded(model, _chat(model, prompt) if chat else prompt, names, texts, not chat)
+    if eos:
+        responses = [(*y, model.end) for y in responses]
+    if responses[0] == responses[1]:
+        pieces = _pieces(model, responses[0])
+        raise ValueError(f"preferred and dispreferred must differ, both are {preferred!r} ({pieces})")
+    if (size := len(ids) + max(map(len, responses))) > model.longest:
+        raise ValueError(f"prompt and response must have at most {model.longest} tokens together, got {size}")
+    drawn = _sampled(model, ids, samples, max_new_tokens, seed) if samples else []
+    fresh = [y for y in drawn if y not in responses]
+    texts += [model.tokenizer.decode(list(y)) for y in fresh]  # with the token that ends them, if there is one
+    roles = ("y+", "y-", *names[2:], *["sampled"] * len(fresh))
+    return Question(prompt, ids, (*responses, *fresh), tuple(texts), roles, tuple(notes))
+
+
+def _encoded(
+    model: LanguageModel, prompt: str, names: Sequence[str], texts: Sequence[str], special: bool
+) -> tuple[Tokens, list[Tokens], list[str]]:
+    """Tokens of the prompt and of each response, tokenised together as in training, and notes."""
+    encode = lambda x: model.tokenizer(x, add_special_tokens=special)["input_ids"]  # noqa: E731
+    for name, y in zip(names, texts, strict=True):
         if not y:
             raise ValueError(f"{name} is empty")
-    start, whole = encode(text), [encode(text + y) for y in texts]
+    start, whole = encode(prompt), [encode(prompt + y) for y in texts]
     n = min(shared(start, ids) for ids in whole)
     notes = []
     if n < len(start):
-        lost = tokenizer.decode(start[n:])
+        lost = model.tokenizer.decode(start[n:])
         notes.append(f"the end of the prompt, {lost!r}, is tokenised otherwise before a response and goes to it.")
     if not n:
         raise ValueError("prompt is empty: its first token is tokenised otherwise before a response")
-    prompt_ids, responses = tuple(whole[0][:n]), [tuple(ids[n:]) for ids in whole]
-    for name, y, ids in zip(("preferred", "dispreferred", *roles[2:]), texts, responses, strict=True):
-        _check(model, name, y, ids, _spelling(encode, tokenizer.unk_token_id, text, y, most=len(ids)))
-        if len(ids) > 1 and name in ("preferred", "dispreferred"):
-            made = f"{y!r} makes {len(ids)} tokens, {_pieces(model, ids)}"
-            if other := _spelling(encode, tokenizer.unk_token_id, text, y, most=1):
+    unknown = model.tokenizer.unk_token_id
+    for name, y, ids in zip(names, texts, whole, strict=True):
+        own = tuple(ids[n:])
+        _check(model, name, y, own, _spelling(encode, unknown, prompt, y, most=len(own)))
+        if len(own) > 1 and name != "candidate":
+            made = f"{y!r} makes {len(own)} tokens, {_pieces(model, own)}"
+            if other := _spelling(encode, unknown, prompt, y, most=1):
                 notes.append(f"{made}; {other!r} would be one, and only single tokens have a closed path.")
-            elif len(ids) < 4:
+            elif len(own) < 4:
                 notes.append(f"{made}.")
-    if eos:
-        responses = [(*ids, model.end) for ids in responses]
-    if responses[0] == responses[1]:
-        raise ValueError(
-            f"preferred and dispreferred must differ, both are {preferred!r} ({_pieces(model, responses[0])})"
-        )
-    _fit(model, prompt_ids, responses)
-    drawn = _sampled(model, prompt_ids, samples, max_new_tokens, seed) if samples else {}
-    known = set(responses)
-    fresh = {ids: count for ids, count in drawn.items() if ids not in known}
-    responses += list(fresh)
-    texts += [tokenizer.decode(list(ids)) for ids in fresh]  # with the token that ends them, if there is one
-    return Question(
-        prompt, prompt_ids, tuple(responses), tuple(texts), (*roles, *["sampled"] * len(fresh)), tuple(notes)
-    )
+    return tuple(whole[0][:n]), [tuple(ids[n:]) for ids in whole], notes
 
 
 def _chat(model: LanguageModel, prompt: str) -> str:
@@ -131,19 +135,13 @@ def _spelling(encode: Any, unknown: int | None, prompt: str, text: str, most: in
     return ""
 
 
-def _fit(model: LanguageModel, prompt: Ids, responses: Sequence[Ids]) -> None:
-    size = len(prompt) + max(map(len, responses))
-    if size > model.longest:
-        raise ValueError(f"prompt and response must have at most {model.longest} tokens together, got {size}")
-
-
-def _sampled(model: LanguageModel, prompt: Ids, samples: int, most: int, seed: int) -> dict[Tokens, int]:
+def _sampled(model: LanguageModel, prompt: Ids, samples: int, most: int, seed: int) -> list[Tokens]:
     """Different responses of the model, most frequent first."""
     if samples < 0 or most < 1:
         raise ValueError(f"samples must be >= 0 and max_new_tokens >= 1, got {samples} and {most}")
     room = min(most, model.longest - len(prompt))
     drawn = sample(model, [prompt] * samples, room, seed=seed)
-    return {y: drawn.count(y) for y in sorted(set(drawn), key=lambda y: (-drawn.count(y), y))}
+    return sorted(set(drawn), key=lambda y: (-drawn.count(y), y))
 
 
 def _pieces(model: LanguageModel, ids: Ids) -> str:

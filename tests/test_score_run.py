@@ -254,6 +254,16 @@ def test_numbers_of_processes_that_do_not_fit(made, capsys, monkeypatch):
         assert "RANK must be a number below WORLD_SIZE" in capsys.readouterr().err
 
 
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [Group(rank, 4).device("auto") for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Group(2, 4).device("auto") == "cuda:1"
+    assert Group(2, 4).device("cpu") == "cpu"
+    assert Group().device("auto") == "auto"
+
+
 # ---- going on
 
 
@@ -390,9 +400,10 @@ def test_an_output_that_is_there_is_replaced_only_when_asked_to(made, capsys, co
     # killed while the shards of a finished run were being removed: its output stands
     (made / "there" / "scored.jsonl.shards").mkdir()
     (made / "there" / "scored.jsonl.shards" / "shard-00000000.json").write_text("{")
+    (made / "there" / "scored.jsonl.shards" / "mine").write_text("x")
     assert main(call(made, "there", data="short.jsonl")) == 2
     assert result(made, "there") == before
-    assert not (made / "there" / "scored.jsonl.shards").exists()
+    assert [file.name for file in (made / "there" / "scored.jsonl.shards").iterdir()] == ["mine"]
 
 
 def test_data_that_change_under_the_run_are_noticed(made, monkeypatch, capsys):

@@ -6,7 +6,6 @@ the run; a shard depends on its rows and the manifest only, so the result is the
 
 import itertools
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -105,9 +104,8 @@ def check_usable(model: LanguageModel, table: Any, layout: Any, max_length: int 
 
 def _prepare(folder: Path, output: Path, run: dict[str, Any], restart: bool) -> None:
     """A folder that holds the manifest of this run, and shards of this run only."""
-    there = (folder / MANIFEST).is_file()
-    if there and not restart:
-        return manifest.check_same(folder / MANIFEST, run)
+    if (folder / MANIFEST).is_file() and not restart:
+        return  # whether it is this run's, each process sees for itself
     if output.exists() and not restart:
         _remove(folder)
         raise ValueError(f"{str(output)!r} exists: give another --output, or replace it with --restart")
@@ -246,9 +244,13 @@ def _done(folder: Path) -> dict[int, Path]:
 
 
 def _remove(folder: Path) -> None:
-    """The manifest first: what is left without it counts as nothing."""
+    """The manifest first: what is left without it counts as nothing. Files that are not ours stay."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    for pattern in ("shard-*.json", "*.part", "process-*.lock"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _parts(rows: Any, size: int) -> Iterator[list[Any]]:

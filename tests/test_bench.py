@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sims import bench
+from sims.bench_data import data_rows
 from theory import ExactFlow, UnconstrainedFeatures
 from theory.losses import get
 
@@ -58,3 +59,13 @@ def test_the_summary_at_language_model_size_is_the_full_table():
     flow = ExactFlow(UnconstrainedFeatures.single_token(W, h, 3, 5), get("dpo", beta=0.1), lr_hidden=40.0)
     times = [0.0, 1.0, 1e3, 1e8]
     assert np.abs(flow.pair_log_probs(times) - flow.log_probs(times)[:, [3, 5]]).max() < 1e-12
+
+
+def test_rows_through_reader_and_writer():
+    (row,) = data_rows(300, ("jsonl",), progress=False)
+    assert row.what == "jsonl"
+    assert 0.05 < row.ratio < 1  # of 1 GiB: a process with its libraries
+    assert row.seconds > 0
+    assert row.section.startswith("300 rows of 0 MiB")
+    with pytest.raises(ValueError, match="rows must be"):
+        data_rows(0)

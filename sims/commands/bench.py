@@ -19,20 +19,24 @@ def add(commands: Any) -> None:
     c.add_argument("--quick", action="store_true", help="small sizes, about 20 s")
     c.add_argument("--no-large", action="store_true", help="leave out the language-model size (needs 8 GB of memory)")
     c.add_argument("--score", action="store_true", help="instead: the scorer of preference pairs against today's loop")
+    c.add_argument("--data", action="store_true", help="instead: a million rows through the reader and the writer")
     json_flag(c)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from sims.bench import BenchReport, bench
 
-    if arguments.score:
+    progress = sys.stderr.isatty()
+    if arguments.score or arguments.data:
         import torch
 
+        from sims.bench_data import data_rows
         from sims.bench_score import score_rows
 
-        rows = score_rows(pairs=40 if arguments.quick else 200, progress=sys.stderr.isatty())
-        report = BenchReport(tuple(rows), {"quick": arguments.quick, "threads": torch.get_num_threads()})
-        show(report, arguments.json)
+        quick = arguments.quick
+        rows = score_rows(40 if quick else 200, progress=progress) if arguments.score else []
+        rows += data_rows(20_000 if quick else 1_000_000, progress=progress) if arguments.data else []
+        show(BenchReport(tuple(rows), {"quick": quick, "threads": torch.get_num_threads()}), arguments.json)
         return EXIT_OK
-    show(bench(quick=arguments.quick, large=not arguments.no_large, progress=sys.stderr.isatty()), arguments.json)
+    show(bench(quick=arguments.quick, large=not arguments.no_large, progress=progress), arguments.json)
     return EXIT_OK

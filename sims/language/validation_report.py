@@ -80,7 +80,6 @@ def _runs(data: Validation) -> Iterator[str]:
         f"Trained with {p['loss']}, {p['optimizer']}, {p['steps']} steps, learning rate {p['learning_rate']:g} "
         f"({found}), {p['dtype']}; {data.seconds['run']:.2g} s a run."
     )
-    yield f"Mean change of the chosen log-probability: {-data.fall().mean():+.2g} nat."
     if p["moved"] < 0.99:
         yield (
             f"Attention: {1 - p['moved']:.0%} of the gradient met weights that the first step did not change: the step "

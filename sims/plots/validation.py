@@ -52,7 +52,7 @@ def plot_correlations(data: Validation, ax: Axes | None = None) -> Axes:
     ax.set_yticks(y, [f.label for f in found])
     ax.invert_yaxis()
     ax.set(xlim=(-1.05, 1.05), xlabel=r"rank correlation with the fall of $\ln\,\pi(y^+)$")
-    ax.legend(loc="lower right", fontsize=7)
+    ax.legend(loc="upper left", fontsize=7)
     return ax
 
 

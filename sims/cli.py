@@ -28,7 +28,7 @@ from theory import SolverError, __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 the computation failed, 2 the input was wrong."""
+    """Run a command; returns the exit code, as its help says."""
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="displacement",
         description="Why the probability of a preferred response falls under preference optimisation, exactly.",
-        epilog="Start with `displacement demo`. Exit codes: 0 done, 1 the computation failed, 2 the input was wrong.",
+        epilog="Start with `displacement demo`. Exit codes: 0 done, 1 the computation failed, "
+        "2 the input was wrong, 3 done and something needs attention (rows that could not be used, displacement).",
     )
     top.add_argument("--version", action="version", version=f"displacement {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

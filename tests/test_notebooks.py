@@ -47,7 +47,7 @@ def asserts_in(source: str) -> int:
 
 def test_the_notebooks_are_there():
     kept = {"01_no_never_yes", "02_exact_solution", "03_theorems", "04_ches", "05_your_own_loss", "06_loss_zoo"}
-    kept |= {"07_persona", "08_unintentional_unalignment"}
+    kept |= {"07_persona", "08_unintentional_unalignment", "09_your_model_and_data"}
     assert kept <= {p.stem for p in NOTEBOOKS}
 
 

@@ -24,7 +24,7 @@ def test_its_python_runs_from_top_to_bottom(capsys):
 
 
 def test_its_pictures_and_files_are_there():
-    linked = re.findall(r"\]\(((?!http)[^)]+)\)", TEXT)
+    linked = re.findall(r"\]\(((?!http|#)[^)]+)\)", TEXT)
     assert len(linked) > 8
     assert [name for name in linked if not (README.parent / name).exists()] == []
 

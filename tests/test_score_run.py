@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[1]
 WORDS = "a b c d e f g h i j k l m n o p".split()
 CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if add_generation_prompt %}a {% endif %}"
 ROWS, SHARD = 300, 10
+SHORT = b'{"columns": {"ches": [1.0], "reason": [""], "note": []}, "bad": [], "highest": []}'
+EMPTY = b'{"columns": {"reason": []}, "bad": [], "highest": []}'
 
 
 def pairs(count):
@@ -335,7 +337,7 @@ def test_stored_shards_are_what_is_written(made, monkeypatch):
     assert about(made, "changed")["summary"]["quantiles"]["ches"]["max"] == 12345.5
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"\xff"])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"\xff", SHORT, EMPTY])
 def test_a_damaged_shard_is_named(made, monkeypatch, capsys, damage):
     stopped(made, "damaged", monkeypatch, KeyboardInterrupt(), more=("--restart",))
     file = made / "damaged" / "scored.jsonl.shards" / "shard-00000001.json"
@@ -382,6 +384,8 @@ def test_unfinished_work_of_another_run_is_refused(made, monkeypatch, capsys, co
     (made / "other" / "scored.jsonl.shards" / "manifest.json").write_text("[1]")
     assert main(call(made, "other")) == 2
     assert "is damaged" in capsys.readouterr().err
+    stale = made / "other" / "scored.jsonl.shards" / "shard-00000000.json"  # well-formed, but of another run
+    stale.write_text(stale.read_text().replace('"len_chosen":[', '"len_chosen":[7', 1))
     assert main(call(made, "other", "--restart")) == 0
     assert result(made, "other") == result(made, "whole")
 
@@ -400,10 +404,12 @@ def test_an_output_that_is_there_is_replaced_only_when_asked_to(made, capsys, co
     # killed while the shards of a finished run were being removed: its output stands
     (made / "there" / "scored.jsonl.shards").mkdir()
     (made / "there" / "scored.jsonl.shards" / "shard-00000000.json").write_text("{")
-    (made / "there" / "scored.jsonl.shards" / "mine").write_text("x")
+    for name in ("mine", "shard-mine.json"):
+        (made / "there" / "scored.jsonl.shards" / name).write_text("x")
     assert main(call(made, "there", data="short.jsonl")) == 2
     assert result(made, "there") == before
-    assert [file.name for file in (made / "there" / "scored.jsonl.shards").iterdir()] == ["mine"]
+    left = {file.name for file in (made / "there" / "scored.jsonl.shards").iterdir()}
+    assert left == {"mine", "shard-mine.json"}
 
 
 def test_data_that_change_under_the_run_are_noticed(made, monkeypatch, capsys):

@@ -25,6 +25,7 @@ from sims.language.scoring.summary import RANKED, Summary, Tally, first_bad, hig
 from theory import SolverError
 
 MANIFEST = "manifest.json"
+SHARDS = f"shard-{8 * '[0-9]'}.json"
 LOOKED_AT = 1000  # rows among which one must be usable
 LOOK = 0.2  # seconds between looks at what the other processes have done
 
@@ -227,9 +228,12 @@ def _stored(folder: Path, i: int) -> dict[str, Any]:
     file = _file(folder, i)
     try:
         found = json.loads(file.read_bytes())
-        if set(found) != {"columns", "bad", "highest"}:
+        columns = found["columns"]
+        if not {"reason", "note"} <= set(columns) or len(set(map(len, columns.values()))) != 1:
             raise ValueError("it is no shard")
-    except (ValueError, TypeError) as error:
+        if not isinstance(found["bad"], list) or not isinstance(found["highest"], list):
+            raise ValueError("it is no shard")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{str(file)!r} is damaged ({error}): delete it and repeat the command") from error
     return found
 
@@ -240,13 +244,13 @@ def _file(folder: Path, i: int) -> Path:
 
 def _done(folder: Path) -> dict[int, Path]:
     """The finished shards."""
-    return {int(file.stem.removeprefix("shard-")): file for file in folder.glob("shard-*.json")}
+    return {int(file.stem.removeprefix("shard-")): file for file in folder.glob(SHARDS)}
 
 
 def _remove(folder: Path) -> None:
     """The manifest first: what is left without it counts as nothing. Files that are not ours stay."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    for pattern in ("shard-*.json", "*.part", "process-*.lock"):
+    for pattern in (SHARDS, "*.part", "process-*.lock"):
         for file in folder.glob(pattern):
             file.unlink()
     if not any(folder.iterdir()):

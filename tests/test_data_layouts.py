@@ -170,3 +170,35 @@ def test_a_row_that_says_nothing_names_its_column(change, words):
         layout.example({**row, **change})
     with pytest.raises(ValueError, match="column 'chosen' is missing, there are prompt"):
         layout.example({"prompt": "Q"})
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": "Q", **PAIR, "chosen": [{"role": None, "content": "a"}]}, "chosen"),
+        ({"prompt": "Q", **PAIR, "rejected": [{"from": ["gpt"], "value": "b"}]}, "rejected"),
+        ({"prompt": "Q", **PAIR, "chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        ({"conversations": [1, 2], **PAIR, "system": "S"}, "conversations"),
+        ({"instruction": "Q", **PAIR, "system": ["S"]}, "system"),
+        ({"instruction": [{"role": "user", "content": "Q"}], "input": "I", **PAIR}, "instruction"),
+        ({"instruction": "Q", "input": 3, **PAIR}, "input"),
+        (
+            {"query": [{"role": "user", "content": "Q"}], "text_w": "a", "text_l": "b"},
+            "",
+        ),  # for the tokeniser to refuse
+    ],
+)
+def test_a_damaged_cell_is_a_reason_and_ends_nothing(row, column):
+    layout = detect_layout([row])
+    if not column:
+        layout.example(row)
+        return
+    with pytest.raises(ValueError, match=f"column '{column}' must hold"):
+        layout.example(row)
+
+
+def test_a_conversation_s_own_system_message_stays_the_only_one():
+    turns = [{"from": "system", "value": "own"}, {"from": "human", "value": "Q"}]
+    row = {"conversations": turns, **PAIR, "system": "other"}
+    said = detect_layout([row]).example(row).prompt
+    assert [(x["role"], x["content"]) for x in said] == [("system", "own"), ("user", "Q")]

@@ -386,3 +386,19 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch, kind):
     assert many < 1.25 * few
     held = peak(tmp_path, kind, 5_000, hold=True)
     assert held > 1.5 * few, "and the measure sees rows that are held"
+
+
+def test_a_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    import datasets
+
+    datasets.Dataset.from_list([{"a": 1}]).save_to_disk(str(tmp_path / "old"))
+    new = written(tmp_path, "jsonl")
+    replace = writing.os.replace
+    monkeypatch.setattr(
+        writing.os, "replace", lambda a, b: (_ for _ in ()).throw(OSError("no")) if a.name == "new" else replace(a, b)
+    )
+    with pytest.raises(OSError, match="no"):
+        write_table(tmp_path / "old", open_table(new), [{}] * 7, kind="folder")
+    monkeypatch.undo()
+    assert [row.values for row in open_table(tmp_path / "old").rows()] == [{"a": 1}]
+    assert not list(tmp_path.glob(".*.part"))

@@ -132,6 +132,23 @@ def test_the_worst_evaluation_set_decides():
     assert any("eval_easy: no displacement" in n for n in d.notes)
 
 
+def test_evaluation_sets_that_only_the_run_time_names():
+    # TRL logs eval_rewards/chosen for each of several evaluation sets; transformers names the set.
+    rows = [
+        {"step": s, f"eval_{name}_loss": 0.6, f"eval_{name}_runtime": 1.0, "eval_rewards/chosen": sign * 0.1 * s,
+         "eval_rewards/rejected": -0.3 * s, "eval_logps/chosen": -50.0 + sign * s, "eval_logps/rejected": -50.0 - 3 * s}
+        for s in range(6) for name, sign in (("Hard", -1), ("easy", 1))
+    ]  # fmt: skip
+    d = diagnose(Log.of(rows))
+    assert {f.split: (f.verdict, f.chosen.end) for f in d.findings} == {
+        "eval_easy": ("no displacement", pytest.approx(5.0)),
+        "eval_hard": ("displaced", pytest.approx(-5.0)),
+    }
+    assert d.verdict == "displaced"
+    assert not d.log.notes
+    assert d.scale.beta == pytest.approx(0.1)
+
+
 def test_names_of_quantities():
     known = {
         "rewards/chosen": ("train", "reward_chosen"),
@@ -184,6 +201,8 @@ def entries(chosen, margin=None, **more):
         ),
         ("trainer_state.json", '{"log_history": {"a": "b"}, "x": 3}', "found a"),
         ("trainer_state.json", '{"log_history": [1, 2]}', "expected log_history"),
+        ("trainer_state.json", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("trainer_state.json", json.dumps([{"step": 10**400, "rewards/chosen": 10**400}]), "no reward"),
         ("a.json", json.dumps([ENTRY | {"rewards/chosen": math.nan}] * 9), "rewards/chosen is NaN .* from step 1 on"),
         (
             "a.jsonl",
@@ -443,6 +462,17 @@ def test_too_few_entries():
     assert "too few entries (5 of train, where 6 are needed)" in d.sentence
     assert diagnose(Log.of(entries([-5.0] * 6)), beta=0.1).verdict == "displaced"
     assert "eval_on_start" in str(advise(d)[0])
+    start = diagnose(Log.of([{"step": 0, "eval_rewards/chosen": 0.0, "eval_rewards/rejected": 0.0}]), beta=0.1)
+    assert "too few entries (1 of eval, where 2 are needed)" in start.sentence
+
+
+def test_what_is_said_of_the_rejected_is_known():
+    fell = entries(np.linspace(0, -2, 12), np.linspace(0, 6, 12))
+    assert "from both responses" in diagnose(Log.of(fell), beta=0.1).sentence
+    alone = [{k: v for k, v in e.items() if k != "rewards/rejected"} for e in fell]
+    d = diagnose(Log.of(alone), beta=0.1)
+    assert d.verdict == "displaced"
+    assert "both" not in d.sentence
 
 
 def test_not_finite():

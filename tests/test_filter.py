@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from sims.cli import main
 from sims.language.data.filter_run import filter_table
@@ -218,6 +219,10 @@ def test_messages_are_taken_with_their_type(tmp_path):
         assert kept(tmp_path / "o.parquet")[0][column] == item
         assert new.schema.field(column).type == table.schema.field(column).type.value_type
         assert new.schema.field("ches").type == pa.float64()
+    plain = {**chat, "rejected": say("z"), "ches": 3.0}  # a conversation, and not several responses
+    table = table_of(tmp_path, [chat, plain])
+    filter_table(tmp_path / "o.jsonl", table, one_of_several=True, layout=detect_layout(table))
+    assert [row["rejected"] for row in kept(tmp_path / "o.jsonl")] == [say("y"), say("z")]
 
 
 def test_scores_that_are_lengths_are_called_so(tmp_path):
@@ -231,6 +236,8 @@ def test_scores_that_are_lengths_are_called_so(tmp_path):
         assert any("mostly length" in text for text in done.warnings) == warned
         assert ("mostly length" in str(done)) == warned
         assert done.lengths["kept"][0] == pytest.approx(plus[np.argsort(scores)[:180]].mean())
+        assert done.lengths["dropped"][1] == pytest.approx(minus[np.argsort(scores)[180:]].mean())
+        assert done.with_length == pytest.approx(spearmanr(scores, minus - plus).statistic)
     constant = filter_table(tmp_path / "o.jsonl", table_of(tmp_path, rows_of([1.0] * 200, **lengths)), keep=0.5)
     assert constant.kept == 200
     assert any("tie at the threshold" in text for text in constant.warnings)
@@ -239,7 +246,9 @@ def test_scores_that_are_lengths_are_called_so(tmp_path):
 @pytest.mark.parametrize(
     ("scores", "more", "words"),
     [
-        ([None, None], {"keep": 0.5}, "'ches' holds no finite number in any of 2 rows"),
+        ([None, None], {"keep": 0.5}, "'ches' holds no finite number in any of 2 rows: 2 x it is empty"),
+        ([1.0, 10**400], {"keep": 0.5}, "line 2: column 'ches' must hold numbers, got '1000"),
+        ([1.0, 2.0], {"threshold": float("nan")}, "threshold must be a number, got nan"),
         ([1.0, 2.0], {"threshold": 0.0}, r"nothing would be left: ches is in \[1, 2\], threshold 0"),
         ([1.0, 2.0], {"keep": 0.0}, r"keep must be a fraction in \(0, 1\], got 0"),
         ([1.0, 2.0], {"keep": 95}, "got 95"),
@@ -262,8 +271,36 @@ def test_what_cannot_be_done_writes_nothing(tmp_path, scores, more, words):
     with pytest.raises(ValueError, match=words):
         filter_table(tmp_path / "o.jsonl", table, **more)
     assert [x.name for x in tmp_path.iterdir()] == ["scored.jsonl"]
-    with pytest.raises(ValueError, match="must go to another file"):
+    with pytest.raises(ValueError, match="must go to another place"):
         filter_table(tmp_path / "scored.jsonl", table, keep=0.5)
+
+
+@pytest.mark.parametrize("order", ["low", "high"])
+def test_the_worst_are_shown_first(tmp_path, order):
+    done = filter_table(tmp_path / "o.jsonl", table_of(tmp_path, rows_of([3.0, 1.0, 4.0, 2.0])), keep=0.5, order=order)
+    assert [x["score"] for x in done.examples] == ([4.0, 3.0] if order == "low" else [1.0, 2.0])
+
+
+def test_an_unscored_row_does_not_count_among_the_dropped_lengths(tmp_path):
+    rows = rows_of([1.0, 2.0, None], len_chosen=[1, 2, 900], len_rejected=[1, 2, 900])
+    assert filter_table(tmp_path / "o.jsonl", table_of(tmp_path, rows), keep=0.5).lengths["dropped"] == (2.0, 2.0)
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path):
+    table = table_of(tmp_path, rows_of([1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"scored.jsonl/o.jsonl' must be where files can be written"):
+        filter_table(tmp_path / "scored.jsonl" / "o.jsonl", table, keep=0.5)
+
+
+def test_a_data_set_s_own_folder_is_not_written_over(tmp_path):
+    import datasets
+
+    data = datasets.Dataset.from_list(rows_of([1.0, 2.0]))
+    datasets.DatasetDict(train=data).save_to_disk(str(tmp_path / "d"))
+    for place in ("d", "d/train"):
+        with pytest.raises(ValueError, match="must go to another place"):
+            filter_table(tmp_path / place, open_table(tmp_path / "d"), keep=0.5)
+    assert len(open_table(tmp_path / "d")) == 2
 
 
 # ---- the command

@@ -66,7 +66,7 @@ def _in_folder(folder: Path) -> Path:
 def _global_step(state: Path) -> float:
     try:
         return float(json.loads(state.read_text(encoding="utf-8"))["global_step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return 0.0
 
 
@@ -83,6 +83,8 @@ def _entries(file: Path, text: str) -> tuple[list[dict[str, Any]], str, list[str
     """(entries, kind, notes) of a file's text, by what it looks like."""
     try:
         return _whole(json.loads(text))
+    except RecursionError:
+        raise ValueError("nested too deeply for a training log") from None
     except json.JSONDecodeError as error:
         if file.suffix == ".json" and error.msg != "Extra data":  # that would be JSON lines under another name
             raise ValueError(f"not complete JSON ({error}): copied while it was written?") from None
@@ -177,7 +179,7 @@ def _settings(file: Path) -> dict[str, Any]:
         for name in ARGUMENTS:
             try:
                 data = json.loads((folder / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 continue
             for key, names in SETTINGS.items():
                 for n in names:

@@ -36,6 +36,7 @@ _KEY = re.compile(
     + "|".join(sorted(map(re.escape, METRICS), key=len, reverse=True))
     + ")"
 )
+_RUNTIME = re.compile(r"eval_(?P<set>.+)_runtime")
 _AUTHORS = re.compile(r"(?P<group>rewards|logps)_(?P<split>train|eval)/(?P<metric>\w+)")
 
 
@@ -61,7 +62,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -172,6 +173,11 @@ def _by_split(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         named, x = canonical(str(key)), number(value)
         if named and x is not None:
             out.setdefault(named[0], {})[named[1]] = x
+    # Of several evaluation sets TRL names only what transformers logs: {"eval_hard_runtime", "eval_rewards/chosen"}.
+    sets = {found["set"] for key in row if (found := _RUNTIME.fullmatch(str(key).strip()))}
+    if len(sets) == 1 and "eval" in out:
+        split = f"eval_{sets.pop().lower()}"
+        out[split] = {**out.pop("eval"), **out.get(split, {})}
     return out
 
 

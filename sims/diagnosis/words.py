@@ -32,7 +32,10 @@ def sentence(d: "Diagnosis") -> str:
         return f"recovered: the chosen log-probability {down} and is back at {amount(c.end)}{grew}"
     fell = f"the chosen log-probability fell by {-c.end:.3g} {u}"
     if f.verdict == "displaced":
-        return f"displaced (severity {f.severity}): {fell}{grew}; probability went from both responses to others"
+        both = f.rejected is not None and f.rejected.end < 0
+        return f"displaced (severity {f.severity}): {fell}{grew}" + (
+            "; probability went from both responses to others" if both else ""
+        )
     return f"degenerate: {f.cause}" if f.diverged else f"degenerate: {fell}; {f.cause}"
 
 
@@ -97,4 +100,4 @@ def _interval(split: str) -> str:
 
 def _count(d: "Diagnosis") -> str:
     points = len(d.log.series(f"{d.scale.metric}_chosen", d.finding.split)[0])
-    return f"{points} of {d.finding.split}, where {MINIMUM if d.finding.split == 'train' else 1} are needed"
+    return f"{points} of {d.finding.split}, where {MINIMUM if d.finding.split == 'train' else 2} are needed"

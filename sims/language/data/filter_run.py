@@ -22,7 +22,6 @@ from sims.language.data.filtering import (
     Rule,
     Weights,
     choose,
-    finite,
     keep_fraction,
     order_of,
     score_of,
@@ -74,10 +73,14 @@ def filter_table(
         raise ValueError("say what to do: one of keep, threshold and weights, or choose, with or without one of these")
     if one_of_several and layout is None:
         raise ValueError("one_of_several needs the layout of the rows")
+    if threshold is not None and math.isnan(threshold):
+        raise ValueError("threshold must be a number, got nan")
     target = Path(path)
     _check_names(target, table, by)
     seen = _Seen(table, by, order_of(by, order), one_of_several, progress)
-    finite(seen.scores, by)
+    if not np.isfinite(seen.scores).any():
+        why = "; ".join(f"{count} x {reason}" for reason, count in _few(seen.reasons).items())
+        raise ValueError(f"column {by!r} holds no finite number in any of {len(seen.scores)} rows: {why}")
     rule = weigh = None
     if keep is not None:
         rule = keep_fraction(seen.scores, keep, by, seen.order, keep_unusable)
@@ -100,10 +103,15 @@ def filter_table(
 
 def _check_names(target: Path, table: Table, by: str) -> None:
     kind_of(target, table)
-    if target.exists() and Path(table.path).exists() and target.samefile(table.path):
-        raise ValueError(f"the filtered data must go to another file than {table.path!r}")
+    if any(x.exists() and target.exists() and target.samefile(x) for x in _places(table)):
+        raise ValueError(f"the filtered data must go to another place than {str(target)!r}, where they are from")
     if table.columns and by not in table.columns:
         raise ValueError(f"there is no column {by!r} to filter by, there are {', '.join(table.columns)}")
+
+
+def _places(table: Table) -> list[Path]:
+    """What must not be written over: where the data are, and the folder of each file of a data set in folders."""
+    return [Path(table.path), *(x for file in table.files for x in (file, file.parent) if table.kind == "folder")]
 
 
 class _Seen:

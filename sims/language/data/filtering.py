@@ -169,7 +169,7 @@ def _number(cell: Any, by: str) -> float:
         return math.nan
     try:
         value = float(cell) if not isinstance(cell, bool) else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = None
     if value is None:
         raise ValueError(f"column {by!r} must hold numbers, got {str(cell)[:40]!r}")

@@ -109,9 +109,12 @@ class Layout:
             raise ValueError(f"column {self.columns['rejected']!r} holds an empty list")
         responses = [chosen, *(_said(x, self.columns["rejected"]) for x in others)]
         prompt: Any = _said(cells["prompt"], self.columns["prompt"]) if "prompt" in cells else None
+        for role in ("input", "system", *(("prompt",) if cells.get("input") else ())):
+            if not isinstance(cells.get(role) or "", str):
+                raise ValueError(f"column {self.columns[role]!r} must hold text, got {str(cells[role])[:60]!r}")
         if cells.get("input"):
             prompt = f"{prompt}\n{cells['input']}" if prompt else cells["input"]
-        if self.name == "official" and all(isinstance(y, str) and y.startswith(prompt) for y in responses):
+        if self.name == "official" and all(isinstance(y, str) and y.startswith(str(prompt)) for y in responses):
             responses = [y[len(prompt) :] for y in responses]
         if kind.chat or any(_is_messages(x) for x in (prompt, *responses)):
             prompt, responses = self._conversation(prompt, responses, cells)
@@ -139,6 +142,8 @@ class Layout:
             return None, said
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
+        if prompt and not _is_messages(prompt):
+            raise ValueError(f"column {self.columns['prompt']!r} must hold text or messages, got {str(prompt)[:60]!r}")
         for user, assistant in reversed(_turns(cells.get("history"), self.columns.get("history"))):
             prompt = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}, *prompt]
         if cells.get("system") and (not prompt or prompt[0]["role"] != "system"):
@@ -267,10 +272,11 @@ def _said(value: Any, column: str) -> Any:
 
 
 def _message(value: Any, column: str) -> dict[str, Any]:
-    if not _is_message(value):
+    said_by = next((value[key] for key in ("role", "from") if key in value), None) if _is_message(value) else None
+    if not isinstance(said_by, str):
         raise ValueError(f"column {column!r} must hold messages with role and content, got {str(value)[:60]!r}")
     if "role" not in value:
-        value = {"role": SPEAKERS.get(value["from"], value["from"]), "content": value.get("value")}
+        value = {"role": SPEAKERS.get(said_by, said_by), "content": value.get("value")}
     # Columns of Arrow give every message the keys of all: those without a value are not there.
     return {key: x for key, x in value.items() if x is not None or key == "content"}
 
@@ -286,4 +292,8 @@ def _template(cells: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
     tools, more = cells.get("tools"), cells.get("chat_template_kwargs")
     tools = _json(tools, columns["tools"]) if isinstance(tools, str) and tools else tools
     more = _json(more, columns["chat_template_kwargs"]) if isinstance(more, str) and more else more
+    if more and not isinstance(more, Mapping):
+        raise ValueError(
+            f"column {columns['chat_template_kwargs']!r} must hold names and values, got {str(more)[:60]!r}"
+        )
     return {**({"tools": tools} if tools else {}), **(more or {})}

@@ -98,14 +98,21 @@ def _replacing(path: Path, folder: bool) -> Iterator[Path]:
         raise ValueError(f"{str(path)!r} is there and is no data set: nothing is written over it")
     if not folder and path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder, expected a file's name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     try:
-        new = beside / "new"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} must be where files can be written: {error.strerror}") from error
+    new, old = beside / "new", beside / "old"
+    try:
         yield new
         if folder and path.exists():
-            os.replace(path, beside / "old")
+            os.replace(path, old)
         os.replace(new, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

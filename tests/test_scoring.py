@@ -154,6 +154,15 @@ def test_without_sharing_the_prompt(models, side):
     assert scorer.encoder.shared_prompt == "no: switched off"
 
 
+def test_a_row_longer_than_the_model_takes_is_not_shared(models):
+    model = models("llama")
+    n = model.longest // 2
+    pair = PreferencePair((1, 5), (7,) * n, (8,) * n)  # each fits, both in a row do not
+    found = Encoder(model).sharing(pair)
+    assert not found.allowed
+    assert "longer than the model takes" in found.error
+
+
 def test_a_window_longer_than_the_pairs_does_not_hinder(models):
     """Decided by length: what fits into the window shares, what is longer does not."""
     config = models("gemma2_wide").network.config

@@ -394,6 +394,27 @@ def test_interrupted_work_goes_on_to_the_same_result(model, pairs, tmp_path, mon
         validate(model, pairs[:10], DPO, **how, folder=tmp_path)
 
 
+def test_stored_scores_of_other_pairs_or_another_model_are_not_taken(model, pairs, tmp_path):
+    other = model.copy()
+    with torch.no_grad():
+        other.network.get_output_embeddings().weight.mul_(1.5)
+        next(other.network.parameters()).mul_(1.5)
+    found = []
+    for m, own in ((model, pairs[:8]), (model, pairs[8:16]), (other, pairs[8:16])):
+        found.append(validate(m, own, DPO, "sgd", learning_rate=1e-3, steps=1, folder=tmp_path))
+        alone = validate(m, own, DPO, "sgd", learning_rate=1e-3, steps=1)
+        assert all(np.array_equal(found[-1].scores[name], x) for name, x in alone.scores.items())
+        assert found[-1].first == alone.first
+    assert len({tuple(f.scores["ches"]) for f in found}) == 3
+
+
+def test_half_precision_that_cannot_be_trained_is_declined(model, pairs):
+    half = model.copy()
+    half.network.half()
+    with pytest.raises(ValueError, match="model must have float32.* got float16"):
+        validate(half, pairs[:8], DPO)
+
+
 def test_a_run_is_not_done_twice(model, pairs):
     with Restarts(model, DPO, 1, pairs[0]) as restarts:
         kept = Kept(restarts, None, model=model.fingerprint)

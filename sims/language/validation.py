@@ -27,7 +27,7 @@ from sims.language.scores import ALPHA as RMSPROP
 from sims.language.scoring.scorer import Scorer
 from sims.language.scoring.together import Together, together
 from sims.language.validation_record import LENGTH, PERCENTILES, SCORES, Validation
-from sims.language.validation_runs import Course, Kept, Restarts, check_whole, sought, trained
+from sims.language.validation_runs import Course, Kept, Restarts, check_trainable, sought, trained
 from theory import __version__
 from theory._check import POSITIVE, check_count, check_number, unknown
 from theory.losses import Loss, Pair
@@ -126,7 +126,7 @@ def validate(
     check_number(margin_gain, "margin_gain", POSITIVE)
     if learning_rate is not None:
         check_number(learning_rate, "learning_rate", POSITIVE)
-    check_whole(loss)
+    check_trainable(model, loss)
     check_count(steps, "steps")
     size, keep = check_count(subset_size, "subset_size"), None if folder is None else Path(folder)
     if percentiles and size < 2:

@@ -65,6 +65,13 @@ def check_whole(loss: Loss) -> Loss:
     return loss
 
 
+def check_trainable(model: LanguageModel, loss: Loss) -> None:
+    """A ValueError for a loss or weights that cannot be trained here."""
+    check_whole(loss)
+    if model.W.dtype == torch.float16:  # Adam's eps is 0 there, and gradients vanish for want of loss scaling
+        raise ValueError("model must have float32, float64 or bfloat16 weights to be trained, got float16")
+
+
 class Restarts:
     """A network that is trained again and again from the weights it has now, and has them back afterwards.
 

@@ -411,7 +411,7 @@ def test_stored_scores_of_other_pairs_or_another_model_are_not_taken(model, pair
 def test_half_precision_that_cannot_be_trained_is_declined(model, pairs):
     half = model.copy()
     half.network.half()
-    with pytest.raises(ValueError, match="model must have float32.* got float16"):
+    with pytest.raises(ValueError, match=r"model must have float32.* got float16"):
         validate(half, pairs[:8], DPO)
 
 

@@ -359,6 +359,27 @@ def test_without_a_reference_the_change_is_against_the_first_entry():
     assert diagnose(Log.of(rows[:1])).verdict == "undecided"
 
 
+def test_a_loss_without_a_reference_is_told_by_its_rewards():
+    fall = np.linspace(0, 8, 12) ** 1.2
+
+    def rows(reference):
+        sides = {"chosen": -50 - fall, "rejected": -50 - 3 * fall}
+        return [
+            {"step": i}
+            | {f"rewards/{side}": 0.2 * (x[i] - reference) for side, x in sides.items()}
+            | {f"logps/{side}": x[i] for side, x in sides.items()}
+            for i in range(12)
+        ]
+
+    free = diagnose(Log.of(rows(0.0)))
+    assert (free.scale.beta, free.scale.metric, free.scale.reference) == (pytest.approx(0.2), "logp", False)
+    assert any("no reference model" in n for n in free.notes)
+    assert diagnose(Log.of(rows(-50.0))).scale.reference, "rewards against a reference"
+    still = [{"step": i, "rewards/chosen": -5.0, "rewards/rejected": -10.0, "logps/chosen": -50.0, "logps/rejected": -100.0} for i in range(8)]  # fmt: skip
+    assert diagnose(Log.of([r | {"logps/rejected": -50.0, "rewards/rejected": -5.0} for r in still])).scale.reference
+    assert diagnose(Log.of(still), beta=0.1).scale.beta == 0.1
+
+
 def test_a_reference_of_another_precision_is_a_floor():
     rows = [
         {"step": s, "eval_rewards/chosen": c, "eval_rewards/rejected": r}
@@ -444,6 +465,22 @@ def test_intervals_cover():
     assert measure(steps[:5], np.zeros(5), False) is None
 
 
+@pytest.mark.parametrize("n", [40, 500])
+def test_the_deepest_window_is_corrected_for_the_search(n):
+    rng = np.random.default_rng(0)
+    found = [measure(np.arange(n) + 1.0, rng.normal(size=n), False).lowest_high < 0 for _ in range(400)]
+    assert np.mean(found) <= 0.04  # 2.5 % asked for; with as many looks as windows that do not overlap 5 % and 14 %
+
+
+def test_evaluations_that_are_noise_have_the_interval_of_their_mean():
+    rng = np.random.default_rng(0)
+    found = [measure(np.arange(64) + 1.0, rng.normal(size=64), True) for _ in range(200)]
+    assert found[0].window == 4
+    assert np.mean([(c.high - c.low) / 2 for c in found]) == pytest.approx(3 / 2, rel=0.15)
+    turned = measure(np.array([1.0, 2.0, 3.0]), np.array([-3.0, -1.0, -4.0]), True)
+    assert turned.high > turned.end, "the start, 0, is a value like the others: from it, -3 turned back"
+
+
 def test_evaluations_are_exact_but_for_turning_back_and_forth():
     steps = np.arange(8.0)
     smooth = measure(steps, -steps - 1, True)
@@ -499,6 +536,7 @@ def test_not_finite():
         ({"entropy": np.r_[np.linspace(2.0, 0.05, 6), [0.05] * 6]}, "entropy per token went from"),
         ({"mean_token_accuracy": np.linspace(0.7, 0.2, 12)}, "token accuracy of the chosen went from"),
         ({"entropy": np.linspace(1.0, 1.6, 12)}, ""),
+        ({"entropy": np.linspace(0.05, 0.5, 12)}, ""),  # ten times as much, and still little
         ({"mean_token_accuracy": np.linspace(0.7, 0.5, 12)}, ""),
     ],
 )
@@ -536,6 +574,7 @@ def test_where_to_stop():
     learned = diagnose(Log.of(entries(chosen, **{"rewards/accuracies": [0.5] + [0.9] * 11})), beta=0.1)
     assert "already ranked 90%" in stop_earlier(learned).text
     late = diagnose(Log.of(entries(chosen, **{"rewards/accuracies": np.linspace(0.5, 0.95, 12)})), beta=0.1)
+    assert late.finding.ranked == pytest.approx(np.linspace(0.5, 0.95, 12)[-3:].mean())
     assert stop_earlier(late) is None
 
 

@@ -71,7 +71,7 @@ def measure(steps: Array, values: Array, fixed: bool, start: float | None = 0.0,
     windows = np.convolve(x, np.ones(m) / m, mode="valid")
     path = x if own else np.concatenate([[0.0], x])
     tail_noise = _turns(path, m) if fixed else _noise(x[-max(2 * m, MINIMUM) :], m)
-    whole_noise = tail_noise if fixed else _noise(x, m, looks=max(1, n // m))
+    whole_noise = tail_noise if fixed else _noise(x, m, looks=n - m + 1)
     factor = np.sqrt(2.0) if own and not fixed else 1.0  # the start is as uncertain as the end
     half, half_low = (factor * z + floor for z in (tail_noise, max(tail_noise, whole_noise)))
     i = int(windows.argmin())

@@ -456,6 +456,11 @@ def test_types_and_attention_of_a_loaded_model(tmp_path):
         torch.testing.assert_close(
             exact.network(ids).logits, fast.network(ids).logits, rtol=0, atol=1e-6
         )  # eager softmax is in float32
+    assert load(folder, dtype="bf16").W.dtype == torch.bfloat16
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds an adapter: merge it"):
+        load(folder)
+    (folder / "adapter_config.json").unlink()
     with pytest.raises(ValueError, match="unknown dtype 'int8'"):
         load(folder, dtype="int8")
     with pytest.raises(ValueError, match="device must be"):

@@ -84,9 +84,9 @@ def rates_of(kappa: float) -> tuple[float, float]:
     return (0.0, 1.0) if kappa == float("inf") else (1.0, kappa)
 
 
-def flag(c: Any, name: str, **more: Any) -> None:
-    """An option in snake case, as trainers spell theirs; hyphens are understood."""
-    names = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+def flag(c: Any, name: str, *others: str, **more: Any) -> None:
+    """An option in snake case, as trainers spell theirs; hyphens are understood, and other names that people try."""
+    names = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else []) + [f"--{x}" for x in others]
     c.add_argument(*names, dest=name, **more)
 
 
@@ -94,7 +94,12 @@ def model_arguments(c: argparse.ArgumentParser, required: bool = True) -> None:
     """Which language model, and how it is loaded (`model_of` reads them)."""
     group = c.add_argument_group("model")
     flag(
-        group, "model_name_or_path", required=required, metavar="M", help="a causal language model's folder or hub name"
+        group,
+        "model_name_or_path",
+        "model",
+        required=required,
+        metavar="M",
+        help="a causal language model's folder or hub name",
     )
     flag(group, "revision", help="of the model on the hub")
     flag(
@@ -129,6 +134,8 @@ def data_arguments(c: argparse.ArgumentParser) -> None:
     flag(
         group,
         "dataset",
+        "dataset_name",
+        "data",
         required=True,
         metavar="D",
         help="preference pairs: a .jsonl, .json, .csv or .parquet file, a folder of `datasets`, or a hub name",

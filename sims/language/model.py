@@ -183,6 +183,7 @@ def _word_tokenizer(words: list[str], max_length: int) -> Any:
 
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 
 def load(
@@ -207,6 +208,7 @@ def load(
     Raises ValueError naming the folder if a file is missing, damaged, or does not fit the others.
     """
     transformers = _transformers()
+    dtype = SHORT.get(dtype, dtype)
     if dtype not in DTYPES:
         raise ValueError(unknown("dtype", dtype, DTYPES))
     here = Path(path).is_dir()
@@ -275,6 +277,8 @@ def _training(file: Path) -> dict[str, Any]:
 
 def _check_folder(folder: Path) -> None:
     """Say what is missing before the library guesses."""
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"model folder {str(folder)!r} holds an adapter: merge it into its model and save that first")
     if not (folder / "config.json").is_file():
         raise ValueError(f"model folder {str(folder)!r} has no config.json")
     if not list(folder.glob("*.safetensors")):

@@ -147,6 +147,10 @@ def test_evaluation_sets_that_only_the_run_time_names():
     assert d.verdict == "displaced"
     assert not d.log.notes
     assert d.scale.beta == pytest.approx(0.1)
+    # As wandb has them, where every row has all columns.
+    names = {k.replace("eval_", "eval/", 1): "" for row in rows for k in row}
+    table = [names | {k.replace("eval_", "eval/", 1): str(v) for k, v in row.items()} for row in rows]
+    assert Log.of(table).points == d.log.points
 
 
 def test_names_of_quantities():

@@ -85,6 +85,7 @@ IMPLICIT = {
     "texts": {"chosen": "Q: what? A: this", "rejected": "Q: what? A: that one"},
     "texts that share a space": {"chosen": "Tell me more please", "rejected": "Tell me less please"},
     "texts that share half a word": {"chosen": "It is useful", "rejected": "It is useless"},
+    "texts of which one begins the other": {"chosen": "Tell me a", "rejected": "Tell me a story"},
     "conversations": {"chosen": [ask(TEXTS[0]), answer(TEXTS[1])], "rejected": [ask(TEXTS[0]), answer(TEXTS[2])]},
     "longer conversations": {
         "chosen": [ask("a"), answer("b"), ask("c"), answer("d")],
@@ -152,6 +153,8 @@ def test_a_merge_across_the_boundary(pieces, caplog):
     # The slip of taking the prompt's own tokens away does lose or double something.
     whole = pieces.tokenizer("Then bake it.</s>")["input_ids"]
     assert whole[len(alone) :] != list(found.pair.preferred)
+    (other,) = check(pieces, [{"prompt": "Then bak", "chosen": "?", "rejected": "e it."}])  # before the rejected alone
+    assert other.pair.prompt == found.pair.prompt
 
 
 def test_a_template_that_ends_the_prompt_in_another_way(pieces):

@@ -36,7 +36,7 @@ _KEY = re.compile(
     + "|".join(sorted(map(re.escape, METRICS), key=len, reverse=True))
     + ")"
 )
-_RUNTIME = re.compile(r"eval_(?P<set>.+)_runtime")
+_RUNTIME = re.compile(r"eval[/_](?P<set>.+)_runtime")
 _AUTHORS = re.compile(r"(?P<group>rewards|logps)_(?P<split>train|eval)/(?P<metric>\w+)")
 
 
@@ -174,9 +174,10 @@ def _by_split(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         if named and x is not None:
             out.setdefault(named[0], {})[named[1]] = x
     # Of several evaluation sets TRL names only what transformers logs: {"eval_hard_runtime", "eval_rewards/chosen"}.
-    sets = {found["set"] for key in row if (found := _RUNTIME.fullmatch(str(key).strip()))}
+    known = (_RUNTIME.fullmatch(str(key).strip().lower()) for key, value in row.items() if number(value) is not None)
+    sets = {found["set"] for found in known if found}
     if len(sets) == 1 and "eval" in out:
-        split = f"eval_{sets.pop().lower()}"
+        split = f"eval_{sets.pop()}"
         out[split] = {**out.pop("eval"), **out.get(split, {})}
     return out
 

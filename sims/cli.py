@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"displacement {arguments.command}: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except MemoryError as error:
+        print(f"displacement {arguments.command}: memory ran out {error}".rstrip(), file=sys.stderr)
+        return EXIT_FAILED
     except SolverError as error:
         print(f"displacement {arguments.command}: {error}", file=sys.stderr)
         return EXIT_FAILED

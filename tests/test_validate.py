@@ -169,7 +169,10 @@ def test_probes_foretell_small_steps_and_ches_does_not(near):
         assert found.finding(probe).verdict == "useful"
         assert found.findings[0].name == probe
         assert found.finding("ches").rho.value < 0.7
-        assert f"\n  best predictor: {SCORES[probe].label}, rho = {found.findings[0].rho}: useful\n" in str(found)
+        assert (
+            f"\n  best predictor: {SCORES[probe].label} ({probe}), rho = {found.findings[0].rho}: {'useful' if (found.fall() > 0).any() else 'ranks the rises'}\n"
+            in str(found)
+        )
 
 
 def test_early_and_late_are_the_first_step_and_the_last(near):

@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
         g,
         "margin_gain",
         type=float,
-        default=1.0,
+        default=10.0,
         metavar="NATS",
         help="by which the median run's margin grows at the learning rate sought (%(default)s)",
     )

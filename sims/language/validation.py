@@ -97,7 +97,7 @@ def validate(
     optimizer: str = "adamw",
     *,
     learning_rate: float | None = None,
-    margin_gain: float = 1.0,
+    margin_gain: float = 10.0,
     steps: int = 10,
     subset_size: int = 1,
     percentiles: bool = False,

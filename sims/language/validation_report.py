@@ -15,19 +15,31 @@ VERDICTS = {  # in more words
 
 def report(data: Validation) -> str:
     """All of it."""
-    parts = (_answer(data), _together(data), _runs(data), _table(data), _percentiles(data), _rule(data))
+    parts = (_answer(data), _together(data), _runs(data), _table(data), _percentiles(data), _rule(data), _next(data))
     return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part)))
 
 
 def sentence(data: Validation, f: Finding) -> str:
     """The verdict on one score in words."""
-    verdict = VERDICTS.get(f.verdict, f.verdict)
+    verdict = _word(data, f)
     if f.needed is not None:
         unit = "pairs" if data.alone else "subsets"
         pairs = f.needed * data.parameters["subset_size"]
         verdict = f"undecided with {len(data.runs)} {unit}, --pairs {pairs} should decide"
     drop = f"; dropping {DROPPED[1]:.0%} by it removes {f.removed[1]:.0%} of the falls" if data.lifts else ""
     return f"rho = {f.rho}: {verdict}{drop}"
+
+
+def _word(data: Validation, f: Finding) -> str:
+    """The verdict; where nothing fell no score can be useful."""
+    if f.verdict == "useful" and not (data.fall() > 0).any():
+        return "ranks the rises"
+    return VERDICTS.get(f.verdict, f.verdict)
+
+
+def _named(f: Finding) -> str:
+    """A score with the name of its column."""
+    return f.label if f.name == LENGTH else f"{f.label} ({f.name})"
 
 
 def _answer(data: Validation) -> Iterator[str]:
@@ -37,14 +49,17 @@ def _answer(data: Validation) -> Iterator[str]:
         f"The chosen log-probability fell for {fell} of {runs} {unit}, by the time the margin had grown by "
         f"{np.median(data.margin()):.2g} nat (median)."
     )
-    if not fell:
-        yield "There is no fall to foretell at this distance: scores are compared with the rise. Try --margin_gain 10."
-    yield "Which score tells beforehand where it falls?"
+    if fell:
+        yield "Which score tells beforehand where it falls?"
+    else:
+        further = 10 * data.parameters.get("margin_gain", 1.0)
+        yield f"So there is none to drop for what it does to itself; further on there may be: --margin_gain {further:g}"
+        yield "Which score tells beforehand where it rises least?"
     best = data.findings[0]
-    yield f"  best predictor: {best.label}, {sentence(data, best)}"
+    yield f"  best predictor: {_named(best)}, {sentence(data, best)}"
     free = next(f for f in data.findings if f.name not in PROBES)
     if free is not best:
-        yield f"  best without backward passes: {free.label}, {sentence(data, free)}"
+        yield f"  best without backward passes: {_named(free)}, {sentence(data, free)}"
     for name in ("ches", LENGTH):
         if name not in (best.name, free.name):
             yield f"  {SCORES[name].label}: {sentence(data, data.finding(name))}"
@@ -65,7 +80,7 @@ def _together(data: Validation) -> Iterator[str]:
         f"{data.margin().mean():+.2g})."
     )
     yield f"At first order {data.first}."
-    if data.first.others < min(0.0, -data.first.own):
+    if data.first.others < min(0.0, -data.first.own) or fall > 0 > data.fall().mean():
         yield "The pairs pull against each other more than each lifts itself: no score of single pairs sees that fall."
 
 
@@ -100,7 +115,7 @@ def _table(data: Validation) -> Iterator[str]:
         cells = "".join(f"{x!s:>21}" for x in (f.rho, f.beyond or "", f.early))
         removed = f"{' '.join(f'{x:4.0%}' for x in f.removed):>16}" if lifts else ""
         cost = f"{SCORES[f.name].cost}, {_seconds(data, f.name):.1g} s"
-        yield f"  {f.label:27}{cells}{removed}   {f.verdict} ({cost})"
+        yield f"  {f.label:27}{cells}{removed}   {_word(data, f)} ({cost})"
     if lifts:
         yield f"  {'the best order':90}{' '.join(f'{data.lift(None, q)[0]:4.0%}' for q in DROPPED):>16}"
 
@@ -128,6 +143,19 @@ def _rule(data: Validation) -> Iterator[str]:
     yield f"expected; +1 ranks all rightly. The intervals of a column pair hold together with {LEVEL:.0%} (bootstrap)."
     yield f"useless: interval below {WORTH:g}; useful: above 0, also at equal length difference; no better than length:"
     yield f"above 0, but at equal length below {WORTH:g}; else undecided. In brackets the cost per pair."
+    if len(data.runs) < 24:
+        yield f"With {len(data.runs)} runs the intervals are too narrow (87% at 8 runs); from 24 on they hold."
     if data.lifts:
         yield "drop: share of all falls (their sum) removed by dropping the highest-scored pairs. It counts what a pair"
         yield "does to itself; for what pairs do to each other, measure subsets (--subset_size 8)."
+
+
+def _next(data: Validation) -> Iterator[str]:
+    """The commands that drop pairs by the best score, where it is worth it."""
+    p, best = data.parameters, data.findings[0]
+    if not data.lifts or best.verdict != "useful" or best.name == LENGTH or "dataset" not in p:
+        return
+    more = " --probe" if best.name in PROBES else " --alpha" if best.name == "alpha" else ""
+    yield f"To drop the tenth that {best.label} ranks highest:"
+    yield f"  displacement score --model_name_or_path {p['model']} --dataset {p['dataset']} --output scored.jsonl{more}"
+    yield f"  displacement filter scored.jsonl --by {best.name} --keep 0.9"

@@ -237,6 +237,41 @@ def test_it_waits_for_as_many_verdicts_as_it_is_patient(tmp_path):
     assert alarms[1] == alarms[0] + 2
 
 
+def test_only_alarming_verdicts_in_a_row_count(tmp_path, monkeypatch):
+    callback = DisplacementCallback(patience=3)
+    verdicts = iter([[None], [None], [], [None], [None], [], [None], [None], [None]])
+    monkeypatch.setattr(callback, "_judge", lambda history: next(verdicts))
+    log = Log(callback, tmp_path)
+    for _ in range(8):
+        log.log(rewards_chosen=0.0)
+    assert callback.alarm is None
+    with pytest.warns(DisplacementWarning):
+        log.log(rewards_chosen=0.0)
+
+
+def test_a_run_that_was_stopped_goes_on_when_resumed(tmp_path):
+    first = DisplacementCallback(stop=True)
+    with pytest.warns(DisplacementWarning):
+        assert fall(Log(first, tmp_path))[-1]
+    second = DisplacementCallback(stop=True)
+    log = Log(second, tmp_path)
+    log.state.global_step, log.state.stateful_callbacks = 12, {"DisplacementCallback": first.state()}
+    second.on_train_begin(log.args, log.state, log.control)
+    assert second.alarm == first.alarm
+    assert not any(fall(log))
+    assert not second.stopped
+
+
+def test_the_best_model_loaded_at_the_end_is_not_measured_as_the_last(model, tmp_path):
+    for best, steps in ((False, [0, 2, 3]), (True, [0, 2])):
+        callback = DisplacementCallback(probe=Probe(tuple(pairs(model, ALIKE)[:1])), every=2)
+        log = Log(callback, tmp_path, network=model.network, load_best_model_at_end=best)
+        for _ in range(3):
+            log.log(loss=1.0)
+        callback.on_train_end(log.args, log.state, log.control, model=model.network)
+        assert callback.steps == steps
+
+
 def test_the_sign_the_threshold_and_beta_decide(tmp_path):
     def alarm(sign=-1.0, beta=0.1, **settings):
         callback = DisplacementCallback(**settings)

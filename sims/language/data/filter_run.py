@@ -103,15 +103,15 @@ def filter_table(
 
 def _check_names(target: Path, table: Table, by: str) -> None:
     kind_of(target, table)
-    if any(x.exists() and target.exists() and target.samefile(x) for x in _places(table)):
+    # Where the data are, and the folder of each file of a data set in folders.
+    places = [Path(table.path), *(x for file in table.files for x in (file, file.parent) if table.kind == "folder")]
+    if any(x.exists() and target.exists() and target.samefile(x) for x in places):
         raise ValueError(f"the filtered data must go to another place than {str(target)!r}, where they are from")
     if table.columns and by not in table.columns:
-        raise ValueError(f"there is no column {by!r} to filter by, there are {', '.join(table.columns)}")
-
-
-def _places(table: Table) -> list[Path]:
-    """What must not be written over: where the data are, and the folder of each file of a data set in folders."""
-    return [Path(table.path), *(x for file in table.files for x in (file, file.parent) if table.kind == "folder")]
+        scores = ", ".join(name for name in SCORES if name in table.columns)
+        first = f": score the pairs first, displacement score --model_name_or_path M --dataset {table.path}"
+        hint = f"; of the scores there are {scores}: --by" if scores else first if by in SCORES else ""
+        raise ValueError(f"there is no column {by!r} to filter by, there are {', '.join(table.columns)}{hint}")
 
 
 class _Seen:
@@ -199,6 +199,8 @@ class _Writing:
             self.seen.table.rows(), "writing", len(self.stays), disable=not self.progress, unit=" rows", leave=False
         )
         for row in rows:
+            if row.index >= len(self.stays):
+                raise ValueError(f"{self.seen.table.path!r} has grown while it was read: {row.where} is new")
             if row.index in self.worst:
                 self.examples[row.index] = self._example(row)
             if not self.stays[row.index]:

@@ -549,6 +549,24 @@ def test_the_command_answers_first(folder, capsys, tmp_path):
     assert [p["agrees"] for p in record["checked"]["points"]].count(True) > 1
 
 
+def test_names_that_trainers_use_are_understood(folder, capsys):
+    call(folder, "--optimizer", "sign", "--json", "--margin", "0.2")
+    sign = capsys.readouterr().out
+    for optimizer in ("adam", "adamw", "rmsprop"):
+        pair = ["--prompt", "w1 w2", "--chosen", " w3", "--rejected", " w4"]
+        main(["predict", "--model", folder, *pair, "--optimizer", optimizer, "--json", "--margin", "0.2"])
+        assert capsys.readouterr().out == sign
+    assert json.loads(sign)["optimizer"] == "sign"
+
+
+def test_who_else_may_be_asked_about_is_said(lm):
+    hint = "--candidate TEXT or --samples 20"
+    for candidates, asked in (((), False), ((" w5",), True)):
+        text = str(outlook(lm, ask(lm, "w1 w2", " w3 w4", " w6", candidates=candidates), margin=0.2))
+        assert (hint not in " ".join(text.split())) == asked
+    assert hint not in str(outlook(lm, ask(lm, "w1 w2", " w3", " w4"), margin=0.2)), "all tokens were looked at"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -556,6 +574,10 @@ def test_the_command_answers_first(folder, capsys, tmp_path):
         (
             ["predict", "x.npz", "--model_name_or_path", "m", "--preferred", "a", "--dispreferred", "b"],
             "one of the two",
+        ),
+        (
+            ["predict", ".", "--prompt", "p", "--chosen", "a", "--rejected", "b"],
+            "give a language model as --model_name_or",
         ),
         (["predict", "x.npz", "--prompt", "p", "--preferred", "a", "--dispreferred", "b"], "--prompt goes with"),
         (["predict", "--model_name_or_path", "m", "--preferred", "a", "--dispreferred", "b"], "--prompt must be given"),

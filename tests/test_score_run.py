@@ -28,7 +28,8 @@ from sims.language.model import load, new_model, save
 from sims.language.scoring import cautions, manifest, run
 from sims.language.scoring.processes import Group
 from sims.language.scoring.scorer import DEFAULT, Scorer
-from sims.language.scoring.summary import QUANTILES, SHOWN, Tally, Thinned, first_bad, parted
+from sims.language.scoring.summary import QUANTILES, SHOWN, Tally, Thinned, first_bad
+from sims.language.scoring.words import parted
 from theory import SolverError
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,7 @@ def test_what_is_asked_for_is_added_and_ranks(made, capsys):
     assert set(rows_of(made, "two")[0]) == {"prompt", "chosen", "rejected", "id", "edit_distance", "reason", "note"}
 
 
-def test_several_rejected_responses_have_a_score_each(made):
+def test_several_rejected_responses_have_a_score_each(made, capsys):
     data = list(pairs(6))
     for i, row in enumerate(data):
         row["rejected"] = [row["rejected"], " p", row["chosen"]][: i % 2 + 2]
@@ -186,6 +187,7 @@ def test_several_rejected_responses_have_a_score_each(made):
     assert about(made, "several")["summary"]["highest"][0]["where"] == f"line {best[1]}, rejected {best[2]}"
     assert about(made, "several")["summary"]["pairs"] == 12
     assert about(made, "several")["summary"]["unusable"] == 4
+    assert "scored.jsonl --by ln_ches --choose --keep 0.95" in capsys.readouterr().out
 
 
 # ---- rows that cannot be used
@@ -231,10 +233,13 @@ def test_nothing_is_begun_with_what_cannot_work(made, tmp_path, capsys):
     talk = {"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}]}
     write(made / "talk.jsonl", [talk | {"rejected": [{"role": "assistant", "content": "c"}]}] * 3)
     write(made / "same.jsonl", [{"prompt": "a", "chosen": " b", "rejected": " b"}] * 3)
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " b"}]).to_parquet(made / "one.parquet")
     write(made / "taken.jsonl", [row | {"reason": "mine"} for row in pairs(3)])
     for more, words, data in [
         ((), "its folder", "talk.jsonl"),
         ((), "none of the first 3 rows .* line 1: chosen and rejected are the same", "same.jsonl"),
+        ((), "the only row of dataset cannot be used: row 0: .* rows are counted from 0", "one.parquet"),
         ((), "columns that scores would have: reason; .*--overwrite", "taken.jsonl"),
         (("--columns", "chess"), r"--columns .*ches", "pairs.jsonl"),
         (("--shard_rows", "0"), "--shard_rows", "pairs.jsonl"),
@@ -388,6 +393,14 @@ def test_unfinished_work_of_another_run_is_refused(made, monkeypatch, capsys, co
     stale.write_text(stale.read_text().replace('"len_chosen":[', '"len_chosen":[7', 1))
     assert main(call(made, "other", "--restart")) == 0
     assert result(made, "other") == result(made, "whole")
+
+
+def test_a_folder_of_another_run_without_shards_is_taken_over(made, monkeypatch):
+    stopped(made, "begun", monkeypatch, KeyboardInterrupt(), after=0, more=("--dtype", "float64"))
+    assert (made / "begun" / "scored.jsonl.shards" / "manifest.json").is_file()
+    assert not shards(made, "begun")
+    assert main(call(made, "begun")) == 0
+    assert result(made, "begun") == result(made, "whole")
 
 
 def test_an_output_that_is_there_is_replaced_only_when_asked_to(made, capsys, counted):
@@ -576,7 +589,7 @@ def test_reasons_are_counted_by_kind_and_kinds_are_bounded():
     }
     assert (tally.pairs, tally.unusable) == (1, 32)
     text = str(tally.summary("out", "data", "model", ()))
-    assert "  30 x prompt has N tokens, the limit is N (line 0, line 1, line 2, ...)\n" in text
+    assert "  30 x such as: prompt has 0 tokens, the limit is 20 (line 0, line 1, line 2, ...)\n" in text
     assert "  1 x column 'a' is empty (line 31)\n" in text
     others = [chr(97 + i // 26) + chr(97 + i % 26) for i in range(100)]
     columns = {"reason": others, "note": [""] * 100, "ches": [math.nan] * 100}
@@ -584,6 +597,44 @@ def test_reasons_are_counted_by_kind_and_kinds_are_bounded():
     assert len(tally.reasons) == 21
     assert sum(r["count"] for r in tally.reasons.values()) == 132
     assert len(tally.reasons["others"]["where"]) == 3
+
+
+def test_nothing_is_dropped_by_a_probe_that_finds_no_fall():
+    said = {}
+    for steps in ([0.5, 0.25], [0.5, -0.25]):
+        tally = Tally()
+        columns = {"reason": ["", ""], "note": ["", ""], "sign_step_chosen": steps}
+        shown = [{"where": "row 1", "score": steps[1], "fall": -steps[1], "chosen": "a", "rejected": "b"}]
+        tally.add({"columns": columns, "bad": [], "highest": shown})
+        said[min(steps)] = str(tally.summary("out", "data", "model", ()))
+    for text in said.values():
+        assert "displacement validate --model_name_or_path model --dataset data" in text
+        assert "rows are counted from 0\n  row 1 " in text
+    assert "nothing to drop: no pair lowers its own by a sign step" in said[0.25]
+    assert "none is below 0" in said[0.25]
+    assert "displacement filter" not in said[0.25]
+    assert "displacement filter out --by sign_step_chosen --keep" in said[-0.25]
+    assert "nothing to drop" not in said[-0.25]
+
+
+def test_long_texts_are_cut_and_said_without_a_warning_of_the_tokenizer(made, capsys, monkeypatch):
+    from transformers import tokenization_utils_base
+
+    warned = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda text, *_: warned.append(text))
+    long = {"prompt": "a b", "chosen": " c" * 60, "rejected": " d"}
+    messages = {"prompt": [{"role": "user", "content": "a"}]} | {
+        name: [{"role": "assistant", "content": long[name]}] for name in ("chosen", "rejected")
+    }
+    model = load(made / "model")
+    model.tokenizer.chat_template = CHAT
+    save(model, made / "talks")
+    for name, row in (("text", long), ("messages", messages)):
+        write(made / f"{name}.jsonl", [row])
+        assert main(call(made, f"long-{name}", "--model_name_or_path", str(made / "talks"), data=f"{name}.jsonl")) == 0
+        assert "1 pair (100.0 %) lost the end of a response" in capsys.readouterr().out
+        assert not warned
+        assert rows_of(made, f"long-{name}")[0]["note"].count("truncated: chosen") == 1
 
 
 def test_cautions():
@@ -607,3 +658,5 @@ def test_cautions():
     assert tally.notes == {"boundary": 1, "truncated": 2}
     (found,) = cautions.of_data(tally)
     assert found.startswith("2 pairs (2.0 %) lost the end")
+    tally.add({"columns": {"reason": [""] * 900, "note": [""] * 900}, "bad": [], "highest": []})
+    assert cautions.of_data(tally)[0].startswith("2 pairs (0.2 %) lost the end"), "few as they are"

@@ -21,6 +21,7 @@ from sims.commands._shared import (
 )
 
 FIGURES = (".png", ".svg", ".pdf")
+SIGN = ("adam", "adamw", "rmsprop")  # begin with a sign step
 
 
 def add(commands: Any) -> None:
@@ -37,8 +38,8 @@ def add(commands: Any) -> None:
         '--dispreferred " Never" --optimizer sign\n'
         "         displacement predict embeddings.npz --preferred maybe --dispreferred perhaps --kappa inf",
     )
-    c.add_argument("--preferred", required=True, help="y+: a text, where a space before it matters; in FILE, a token")
-    c.add_argument("--dispreferred", required=True, help="y-")
+    flag(c, "preferred", "chosen", required=True, help="y+: a text, where a space before it matters; in FILE, a token")
+    flag(c, "dispreferred", "rejected", required=True, help="y-")
     loss_arguments(c)
     c.add_argument("--top", type=int, default=10, help="tokens to list (%(default)s)")
     c.add_argument("--figure", type=Path, metavar="FILE", help="write the figure here (.png, .svg or .pdf)")
@@ -55,8 +56,9 @@ def _on_a_model(group: Any) -> None:
     flag(
         group,
         "optimizer",
-        choices=("sgd", "sign"),
-        help="sign: RMSprop and Adam, which begin with it, and move the body more (default: sgd)",
+        choices=("sgd", "sign", *SIGN),
+        help="adam, adamw and rmsprop are taken as sign, the step they begin with, which moves the body more "
+        "(default: sgd)",
     )
     flag(group, "trained", choices=("both", "body", "head"), help="which weights (default: both)")
     flag(group, "candidate", action="append", metavar="TEXT", help="ask about this response too; may be repeated")
@@ -100,6 +102,10 @@ ON_A_MATRIX = ("tensor", "tokens_file", "hidden", "start", "kappa")
 def run(arguments: argparse.Namespace) -> int:
     if arguments.figure and arguments.figure.suffix not in FIGURES:
         raise ValueError(f"--figure must end in .png, .svg or .pdf, got {str(arguments.figure)!r}")
+    if arguments.file is not None and Path(arguments.file).is_dir():
+        raise ValueError(
+            f"{arguments.file!r} is a folder: give a language model as --model_name_or_path {arguments.file}"
+        )
     if (arguments.file is None) == (arguments.model_name_or_path is None):
         raise ValueError("give a language model (--model_name_or_path) or a FILE with unembeddings, one of the two")
     on_a_model = arguments.file is None
@@ -135,7 +141,7 @@ def _model(arguments: argparse.Namespace) -> int:
     record = outlook(
         model,
         question,
-        optimizer=arguments.optimizer or "sgd",
+        optimizer="sign" if arguments.optimizer in SIGN else arguments.optimizer or "sgd",
         trained=arguments.trained or "both",
         loss=loss,
         margin=10.0 if arguments.margin is None else arguments.margin,

@@ -15,6 +15,7 @@ from sims.language.preferences import PreferencePair
 
 Message = Mapping[str, Any]
 Said = str | Sequence[Message] | Sequence[int]  # a text, messages, or token ids
+QUIET = {"verbose": False}  # no warning of a text longer than the model takes: it is cut here, and the note says so
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _start(model: LanguageModel, prompt: Any, example: Example) -> list[int]:
     if _kind(prompt) == "token ids":
         return _checked(model, prompt, "prompt")
     if isinstance(prompt, str):
-        return model.tokenizer(prompt)["input_ids"]
+        return model.tokenizer(prompt, **QUIET)["input_ids"]
     return _rendered(model, list(prompt), example, add_generation_prompt=True)
 
 
@@ -113,7 +114,7 @@ def _ids(model: LanguageModel, said: Any, name: str, prompt: Any, example: Examp
         end = model.tokenizer.eos_token
         if end is None:
             raise ValueError("the model's tokenizer must have a token that ends a text (eos_token), it has none")
-        return model.tokenizer(prompt + said + ("" if said.endswith(end) else end))["input_ids"]
+        return model.tokenizer(prompt + said + ("" if said.endswith(end) else end), **QUIET)["input_ids"]
     return _rendered(model, [*prompt, *said], example)
 
 
@@ -122,7 +123,7 @@ def _rendered(model: LanguageModel, messages: list[Any], example: Example, **mor
         raise ValueError("the rows are conversations, but the model's tokenizer has no chat template")
     if not messages:
         raise ValueError("prompt is empty")
-    arguments = {"tokenize": True, "return_dict": True, **example.template, **more}
+    arguments = {"tokenize": True, "return_dict": True, "tokenizer_kwargs": QUIET, **example.template, **more}
     try:
         return model.tokenizer.apply_chat_template(messages, **arguments)["input_ids"]
     except Exception as error:  # templates raise whatever they like

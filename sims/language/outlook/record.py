@@ -179,7 +179,10 @@ class Outlook:
         if self.pair[0].rate > 0:
             gaining = [self.pair[0], *gaining]
         words = ", ".join(f"{g.text!r} ({g.rate:+.3g})" for g in gaining[:5])
-        return f"{words} (nats per nat of margin)." if words else "none of those looked at."
+        words = f"{words} (nats per nat of margin)." if words else "none of those looked at."
+        if not self.single and len(self.responses) == 2:
+            words += " Only these two were looked at: ask about others with --candidate TEXT or --samples 20."
+        return words
 
     def _reach(self) -> str:
         reach = f"{self.checked.reach:.3g} nats of margin gained (trainers log beta times this as rewards/margins)"

@@ -5,8 +5,9 @@ import torch
 from sims.language.model import LanguageModel
 from sims.language.pairing import Example
 from sims.language.scoring.summary import Tally
+from sims.language.scoring.words import counted
 
-FEW = 0.01  # share of pairs below which nothing is said
+FEW = 0.01  # share of pairs up to which a boundary that moves is not mentioned
 
 
 def of_model(model: LanguageModel, deviation: float, noise: float, example: Example) -> tuple[str, ...]:
@@ -43,14 +44,15 @@ def of_model(model: LanguageModel, deviation: float, noise: float, example: Exam
 
 
 def of_data(tally: Tally) -> tuple[str, ...]:
-    """Cautions from what happened to the tokens."""
+    """Cautions from what happened to the tokens: every response that was cut counts."""
     said = {
-        "boundary": "have a prompt whose end is tokenised otherwise before a response; the response is taken from "
+        "boundary": "with a prompt whose end is tokenised otherwise before a response: the response is taken from "
         "where the tokens part, as TRL does. A prompt that ends in a space is the usual cause",
-        "truncated": "lost the end of a response at max_length: what they differ in may be gone",
+        "truncated": "lost the end of a response at the limit (--max_length, or what the model takes): what the "
+        "responses differ in may be gone",
     }
     return tuple(
-        f"{count} pairs ({100 * count / tally.pairs:.1f} %) {said[kind]} (column `note`)"
+        f"{counted(count, 'pair')} ({100 * count / tally.pairs:.1f} %) {said[kind]} (column `note`)"
         for kind, count in sorted(tally.notes.items())
-        if tally.pairs and count > FEW * tally.pairs
+        if tally.pairs and (kind == "truncated" or count > FEW * tally.pairs)
     )

@@ -21,7 +21,8 @@ from sims.language.pairing import Example, tokenize
 from sims.language.scoring import manifest
 from sims.language.scoring.cautions import of_data
 from sims.language.scoring.processes import Group
-from sims.language.scoring.summary import RANKED, Summary, Tally, first_bad, highest, ranking, texts_of
+from sims.language.scoring.summary import RANKED, Summary, Tally, first_bad, highest, ranking
+from sims.language.scoring.words import counted, from_zero, texts_of
 from theory import SolverError
 
 MANIFEST = "manifest.json"
@@ -76,7 +77,8 @@ def score_table(
         return _finish(folder, output, run, shards, overwrite, warnings)
     except KeyboardInterrupt:
         if group.main:
-            kept = f"{len(_done(folder))} shards are kept in {str(folder)!r}"
+            count = len(_done(folder))
+            kept = f"{counted(count, 'shard')} {'is' if count == 1 else 'are'} kept in {str(folder)!r}"
             print(f"\n{kept}: repeat the command to go on", file=sys.stderr)
         raise
     finally:
@@ -100,13 +102,15 @@ def check_usable(model: LanguageModel, table: Any, layout: Any, max_length: int 
             except ValueError as error:
                 example = error
         first.append(f"{row.where}: {example}")
-    raise ValueError(f"none of the first {len(first)} rows of dataset can be used: {'; '.join(first[:3])}")
+    rows = f"none of the first {len(first)} rows" if len(first) > 1 else "the only row"
+    no = "can" if len(first) > 1 else "cannot"
+    raise ValueError(f"{rows} of dataset {no} be used: {'; '.join(first[:3])}{from_zero(first[0])}")
 
 
 def _prepare(folder: Path, output: Path, run: dict[str, Any], restart: bool) -> None:
     """A folder that holds the manifest of this run, and shards of this run only."""
-    if (folder / MANIFEST).is_file() and not restart:
-        return  # whether it is this run's, each process sees for itself
+    if (folder / MANIFEST).is_file() and _done(folder) and not restart:
+        return  # whether it is this run's, each process sees for itself; without a shard there is nothing to keep
     if output.exists() and not restart:
         _remove(folder)
         raise ValueError(f"{str(output)!r} exists: give another --output, or replace it with --restart")

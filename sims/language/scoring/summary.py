@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sims.files import plain
-from sims.language.pairing import Example
+from sims.language.scoring.words import counted, from_zero, share_of
 
 NEARLY_ALIKE = 0.1  # normalised edit distance up to which two responses count as nearly identical
 SHOWN = 10  # pairs with the highest score
@@ -67,6 +67,7 @@ class Summary:
     notes : pairs by what happened to their tokens ("boundary", "truncated").
     nearly_identical : pairs with an edit distance up to NEARLY_ALIKE; None if it was not computed.
     falls : per kind of step of the probe the pairs whose own step lowers ln pi(y+).
+    several : whether rows hold several rejected responses, of which a filter must choose.
     ranked_by, highest : the score that ranks, and the pairs where it expects the deepest fall: where, score, the two
         responses from where they part.
     quantiles : per score {"min", "5%", ..., "max"}.
@@ -83,6 +84,7 @@ class Summary:
     notes: dict[str, int]
     nearly_identical: int | None
     falls: dict[str, int]
+    several: bool
     ranked_by: str
     highest: tuple[dict[str, Any], ...]
     quantiles: dict[str, dict[str, float]]
@@ -97,14 +99,17 @@ class Summary:
 
     def _answer(self) -> str:
         lines = [
-            f"Which pairs may lower the chosen log-probability: {self.pairs} pairs of {self.dataset}, {self.model}"
+            f"Which pairs may lower the chosen log-probability: {counted(self.pairs, 'pair')} of {self.dataset}, "
+            f"{self.model}"
         ]
         for name, count in self.falls.items():
-            lines.append(f"  {count} ({_share(count, self.pairs)}) lower their own at first order, by a {STEPS[name]}")
+            lines.append(
+                f"  {count} ({share_of(count, self.pairs)}) lower their own at first order, by a {STEPS[name]}"
+            )
         if self.falls:
             lines.append("  (in training the steps of other pairs move it, too: `displacement validate` measures that)")
         if self.nearly_identical is not None:
-            share = _share(self.nearly_identical, self.pairs)
+            share = share_of(self.nearly_identical, self.pairs)
             lines.append(
                 f"  {self.nearly_identical} ({share}) have nearly identical responses (edit distance <= {NEARLY_ALIKE})"
             )
@@ -114,10 +119,12 @@ class Summary:
         if not self.unusable:
             return ""
         pairs = self.pairs + self.unusable
-        lines = [f"Not scored: {self.unusable} of {pairs} pairs ({_share(self.unusable, pairs)}), see column `reason`"]
+        share = share_of(self.unusable, pairs)
+        lines = [f"Not scored: {self.unusable} of {counted(pairs, 'pair')} ({share}), see column `reason`"]
         for kind, found in self.reasons.items():
             where = ", ".join(found["where"]) + (", ..." if found["count"] > len(found["where"]) else "")
-            lines.append(f"  {found['count']} x {found['example'] if found['count'] == 1 else kind} ({where})")
+            such = "" if found["count"] == 1 or kind == found["example"] else "such as: "
+            lines.append(f"  {found['count']} x {such}{found['example']} ({where}{from_zero(where)})")
         return "\n".join(lines)
 
     def _table(self) -> str:
@@ -125,7 +132,8 @@ class Summary:
             return ""
         low = RANKED[self.ranked_by] < 0
         end, more = ("Lowest", "; above 0 it rises") if low else ("Highest", "")
-        lines = [f"{end} {self.ranked_by}: the deepest fall expected first{more}"]
+        said = f"the deepest fall expected first{more}" if self._drops else "none is below 0, so none falls"
+        lines = [f"{end} {self.ranked_by}: {said}{from_zero(self.highest[0]['where'])}"]
         width = max(len(row["where"]) for row in self.highest)
         for row in self.highest:
             texts = f"{row['chosen']!r} | {row['rejected']!r}"
@@ -143,13 +151,26 @@ class Summary:
 
     def _next(self) -> str:
         lines = [f"Note: {warning}" for warning in self.warnings]
-        if self.ranked_by:
+        validate = f"  displacement validate --model_name_or_path {self.model} --dataset {self.dataset}"
+        if self.ranked_by and self._drops:
+            choose = " --choose" if self.several else ""
             lines += [
                 "How much a score is worth depends on model and data. Measure it on yours before dropping pairs:",
-                f"  displacement validate --model_name_or_path {self.model} --dataset {self.dataset}",
-                f"  displacement filter {self.output} --by {self.ranked_by} --keep 0.95",
+                validate,
+                f"  displacement filter {self.output} --by {self.ranked_by}{choose} --keep 0.95",
+            ]
+        elif self.ranked_by:
+            lines += [
+                f"By this probe there is nothing to drop: no pair lowers its own by a {STEPS[self.ranked_by]}.",
+                "If the chosen log-probability falls in training, the steps of other pairs do it. Measure that:",
+                validate,
             ]
         return "\n".join(lines)
+
+    @property
+    def _drops(self) -> bool:
+        """Whether the score that ranks says of any pair that it falls; one of the states says so of the highest."""
+        return bool(self.falls.get(self.ranked_by, True))
 
 
 class Tally:
@@ -212,6 +233,7 @@ class Tally:
             notes=dict(sorted(self.notes.items())),
             nearly_identical=self.alike if "edit_distance" in self.columns else None,
             falls=dict(self.falls),
+            several=self.several,
             ranked_by=ranking(self.columns),
             highest=tuple({k: v for k, v in row.items() if k != "fall"} for row in self.highest),
             quantiles={name: c.quantiles() for name, c in self.columns.items() if c.sample.count},
@@ -241,31 +263,6 @@ def highest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return heapq.nlargest(SHOWN, rows, key=lambda row: row["fall"])
 
 
-def parted(chosen: Any, rejected: Any, decode: Any, width: int = 32) -> tuple[str, str]:
-    """The beginnings of two responses, from a little before they part."""
-    texts = [_text(said, decode) for said in (chosen, rejected)]
-    same = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
-    start = max(0, same - width // 2) if same > width // 2 else 0
-
-    def cut(text: str) -> str:
-        return ("..." if start else "") + text[start : start + width] + ("..." if len(text) > start + width else "")
-
-    return cut(texts[0]), cut(texts[1])
-
-
-def _text(said: Any, decode: Any) -> str:
-    if isinstance(said, str):
-        return said
-    if said and isinstance(said[0], dict):
-        return " ".join(str(message.get("content") or "") for message in said)
-    return decode(list(said))
-
-
-def texts_of(example: Example, decode: Any) -> list[tuple[str, str]]:
-    """(chosen, rejected) as shown, of each rejected response."""
-    return [parted(example.chosen, y, decode) for y in example.rejected]
-
-
 def _kind(reason: str) -> str:
     """A reason without the numbers and quotations of its row."""
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason))
@@ -273,7 +270,3 @@ def _kind(reason: str) -> str:
 
 def _flat(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _share(count: int, of: int) -> str:
-    return f"{100 * count / of:.1f} %" if of else "0 %"

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from sims.cli import main
 from sims.diagnosis import Log, diagnose, read_log
-from sims.diagnosis.advice import advise, sft_ratios, stop_earlier
+from sims.diagnosis.advice import advise, sft_ratios, sft_weight, stop_earlier
 from sims.diagnosis.change import measure
 from sims.diagnosis.logs import canonical
 from sims.diagnosis.page import page
@@ -307,6 +308,18 @@ def test_the_newest_state_of_a_folder(tmp_path):
         read_log(tmp_path / "empty")
 
 
+def test_a_folder_of_several_runs_names_them(tmp_path):
+    (tmp_path / "notes.log").touch()
+    with pytest.raises(ValueError, match=r"trainer_log.jsonl, train_metrics.jsonl; give one of \S*notes.log$"):
+        read_log(tmp_path)
+    for name in ("a/checkpoint-5", "a/checkpoint-9", "b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "trainer_state.json").touch()
+    with pytest.raises(ValueError, match="give one of") as error:
+        read_log(tmp_path)
+    assert str(error.value).endswith(f"; give one of {tmp_path / 'a'}, {tmp_path / 'b'}")
+
+
 def test_rows_of_one_step_are_one_point_and_a_resumed_run_counts_its_last_entry():
     log = Log.of([{"step": 1, "loss": 1.0}, {"step": 1, "rewards/chosen": 2.0}, {"step": 1, "rewards/chosen": 3.0}])
     assert [p.values for p in log.points] == [{"loss": 1.0, "reward_chosen": 3.0}]
@@ -351,6 +364,14 @@ def test_ipo_is_per_token_where_the_trainer_has_it_so():
     assert diagnose(Log.of(rows), loss="ipo", beta=0.1).limit == pytest.approx(0.01), "a tenth: per token, not response"
     assert diagnose(Log.of(rows), beta=0.1).limit == pytest.approx(0.1)
     assert diagnose(Log.of(rows), per_token=True).scale.unit == "units of reward per token"
+    sums = [r | {"entropy": 1.0} for r in rows]
+    assert "--loss ipo changes nothing here" in str(diagnose(Log.of(sums), loss="ipo", beta=0.1))
+    for log, options in (
+        (rows, {"loss": "ipo"}),
+        (sums, {"loss": "sigmoid"}),
+        (sums, {"loss": "ipo", "per_token": True}),
+    ):
+        assert "changes nothing" not in str(diagnose(Log.of(log), beta=0.1, **options))
 
 
 def test_without_a_reference_the_change_is_against_the_first_entry():
@@ -562,6 +583,24 @@ def test_severity():
     assert [severity(x) for x in (-15.0, -50.0, -400.0)] == ["high", "medium", "low"]
 
 
+def test_no_severity_without_a_depth():
+    falling = entries(np.linspace(0, -2, 12), np.linspace(0, 6, 12))
+    logged = [e | {"logps/chosen": -9.0 - 20 * i / 11 - i % 3} for i, e in enumerate(falling)]
+    for rows, options, missing in (
+        (logged, {}, "which takes --beta."),
+        (falling, {}, "which takes --beta and logps/chosen in the log."),
+        (falling, {"beta": 0.1}, "which takes logps/chosen in the log."),
+    ):
+        d = diagnose(Log.of(rows), **options)
+        assert (d.verdict, d.severity, d.to_dict()["severity"]) == ("displaced", "unknown", "unknown")
+        assert d.sentence.startswith("displaced: ")
+        assert f"ln pi(chosen) before, {missing}" in str(d)
+    d = diagnose(Log.of(logged), beta=0.1)
+    assert d.severity == "high"
+    assert d.sentence.startswith("displaced (severity high): ")
+    assert "no severity" not in str(d)
+
+
 # ---- advice
 
 
@@ -571,6 +610,50 @@ def test_strength_of_an_sft_term():
         assert sft_ratios(beta, margin, tokens, (0.2, 5.0)) == pytest.approx(
             [1 + a / tokens / slope for a in (0.2, 5.0)]
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss", "weight"),
+    [
+        ({}, None, None),
+        ({"loss_type": ["sigmoid"], "rpo_alpha": None}, None, None),
+        ({"pref_ftx": 0.0}, None, None),
+        ({"pref_ftx": 0.5}, None, 0.5),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [2.0, 0.01]}, None, 0.005),
+        ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.0]}, None, None),
+        ({"loss_type": ["sigmoid", "sft"]}, None, math.nan),
+        ({}, "sigmoid,sft", math.nan),
+        ({}, "dpo:beta=0.1+sft:0.1", math.nan),
+        ({"pref_ftx": 0.5}, "sigmoid", 0.5),
+    ],
+)
+def test_a_run_with_an_sft_term_is_not_told_to_add_one(tmp_path, settings, loss, weight):
+    state = {"global_step": 5, "log_history": entries(np.linspace(0, -2, 12), np.linspace(0, 6, 12))}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    (tmp_path / "args.json").write_text(json.dumps({"beta": 0.1, **settings}))
+    d = diagnose(read_log(tmp_path), loss=loss)
+    assert sft_weight(d) == (weight if weight is None else pytest.approx(weight, nan_ok=True))
+    said = "\n".join(map(str, advise(d)))
+    assert ("- add an SFT term" in said) == (weight is None)
+    assert ("- raise the weight of the SFT term" in said) == (weight is not None)
+    if weight is not None and weight == weight:
+        (margin,) = {0.0, d.finding.margin.end} - {d.finding.margin.end}
+        low, high = sft_ratios(0.1, margin, 100, (weight, 10 * weight))
+        assert f"at margin 0 {low:.3g} with a = {weight:g}, {high:.3g} with a = {10 * weight:g}" in " ".join(
+            said.split()
+        )
+
+
+def test_commands_that_are_advised_can_be_pasted():
+    from sims.cli import parser
+
+    found = [line for a in advise(diagnose(read_log(LOGS / "sigmoid_displaced"))) for line in a.lines]
+    assert not any("..." in line for line in found)
+    commands = [line for line in found if line.startswith("displacement ")]
+    assert len(commands) == 6
+    for line in commands:
+        parser().parse_args(shlex.split(line)[1:])
+    assert "displacement validate --model_name_or_path M --dataset D --loss dpo:beta=0.1+sft:0.1" in commands
 
 
 def test_where_to_stop():
@@ -607,7 +690,7 @@ def test_the_page_shows_a_hostile_log_as_text(tmp_path):
     assert not re.search(r"url\((?!#)|@import|\bon\w+\s*=\s*\"", text)
     assert "default-src 'none'" in text
     body = re.sub(r"<(style|title|svg).*?</\1>", "", text, flags=re.S)
-    assert re.sub(r"<[^>]+>|\s+", " ", body).split()[:1] == ["Displaced"]
+    assert re.sub(r"<[^>]+>|\s+", " ", body).split()[:1] == ["Displaced:"]
     assert text.count("<svg") == text.count("</svg>") == 2
 
 
@@ -654,7 +737,7 @@ def test_command(tmp_path, capsys):
 
 def test_command_with_wrong_input(tmp_path, capsys):
     for arguments, message in (
-        ([str(tmp_path / "none.json")], "none.json"),
+        ([str(tmp_path / "none")], f"no such file or folder: {str(tmp_path / 'none')!r}"),
         ([str(LOGS / "hinge_kept"), "--fail_on", "bad"], "--fail_on must list verdicts"),
         ([str(LOGS / "hinge_kept"), "--beta", "-1"], "beta must be"),
         ([str(LOGS / "hinge_kept"), "--html", str(tmp_path)], "--html must be a file"),

@@ -13,7 +13,7 @@ from sims.cli import main
 from sims.language.data.filter_run import filter_table
 from sims.language.data.filtering import FURTHER, SCORES, Rule, choose, keep_fraction, order_of, soft_weights
 from sims.language.data.layouts import detect_layout
-from sims.language.data.table import open_table
+from sims.language.data.table import Row, open_table
 
 numbers = st.lists(st.integers(-400, 400).map(lambda n: n / 8) | st.integers(-3, 3).map(float), min_size=1, max_size=60)
 
@@ -235,9 +235,17 @@ def test_scores_that_are_lengths_are_called_so(tmp_path):
         done = filter_table(tmp_path / "o.jsonl", table, keep=0.9)
         assert any("mostly length" in text for text in done.warnings) == warned
         assert ("mostly length" in str(done)) == warned
+        assert ("compare ln_ches or edit_distance" in str(done)) == warned
         assert done.lengths["kept"][0] == pytest.approx(plus[np.argsort(scores)[:180]].mean())
         assert done.lengths["dropped"][1] == pytest.approx(minus[np.argsort(scores)[180:]].mean())
         assert done.with_length == pytest.approx(spearmanr(scores, minus - plus).statistic)
+    by = filter_table(
+        tmp_path / "o.jsonl",
+        table_of(tmp_path, rows_of([1.0] * 200, ln_ches=(minus - plus).tolist(), **lengths)),
+        "ln_ches",
+        keep=0.9,
+    )
+    assert str(by).count("compare edit_distance") == 1, "not the score itself"
     constant = filter_table(tmp_path / "o.jsonl", table_of(tmp_path, rows_of([1.0] * 200, **lengths)), keep=0.5)
     assert constant.kept == 200
     assert any("tie at the threshold" in text for text in constant.warnings)
@@ -251,14 +259,14 @@ def test_scores_that_are_lengths_are_called_so(tmp_path):
         ([1.0, 2.0], {"threshold": float("nan")}, "threshold must be a number, got nan"),
         ([1.0, 2.0], {"threshold": 0.0}, r"nothing would be left: ches is in \[1, 2\], threshold 0"),
         ([1.0, 2.0], {"keep": 0.0}, r"keep must be a fraction in \(0, 1\], got 0"),
-        ([1.0, 2.0], {"keep": 95}, "got 95"),
+        ([1.0, 2.0], {"keep": 95}, "got 95: 95 % is 0.95"),
         ([1.0, 2.0], {"keep": float("nan")}, "got nan"),
         ([1.0, 2.0], {"weights": (1.0, 0.95)}, "weight_target"),
         ([1.0, 2.0], {"weights": (0.5, 1.0)}, "weight_at"),
         ([1.0, 1.0], {"weights": (0.5, 0.95), "by": "n"}, "no weights tell it apart"),
         ([1.0, 2.0], {"keep": 0.5, "threshold": 1.0}, "one of keep, threshold and weights"),
         ([1.0, 2.0], {}, "one of keep, threshold and weights"),
-        ([1.0, 2.0], {"keep": 0.5, "by": "chess"}, "no column 'chess' to filter by, there are prompt"),
+        ([1.0, 2.0], {"keep": 0.5, "by": "chess"}, "no column 'chess' to filter by, there are prompt.*of the scores there are ches: --by"),
         ([1.0, 2.0], {"keep": 0.5, "by": "prompt"}, "line 1: column 'prompt' must hold numbers, got 'Q0'"),
         ([1.0, True], {"keep": 0.5}, "line 2: column 'ches' must hold numbers, got 'True'"),
         ([1.0, 2.0], {"keep": 0.5, "order": "lowest"}, "order must be low or high"),
@@ -284,6 +292,21 @@ def test_the_worst_are_shown_first(tmp_path, order):
 def test_an_unscored_row_does_not_count_among_the_dropped_lengths(tmp_path):
     rows = rows_of([1.0, 2.0, None], len_chosen=[1, 2, 900], len_rejected=[1, 2, 900])
     assert filter_table(tmp_path / "o.jsonl", table_of(tmp_path, rows), keep=0.5).lengths["dropped"] == (2.0, 2.0)
+
+
+def test_data_that_grow_meanwhile_are_named(tmp_path, monkeypatch):
+    table = table_of(tmp_path, rows_of([1.0, 2.0]))
+    rows, passes = table.rows, []
+
+    def growing(*window):
+        passes.append(window)
+        return iter([*rows(), Row(2, "line 3", {"ches": 0.0})] if len(passes) > 1 else rows())
+
+    table.columns  # noqa: B018  read before
+    monkeypatch.setattr(table, "rows", growing)
+    with pytest.raises(ValueError, match="has grown while it was read: line 3 is new"):
+        filter_table(tmp_path / "o.jsonl", table, keep=0.5)
+    assert not (tmp_path / "o.jsonl").exists()
 
 
 def test_a_place_where_nothing_can_be_written_is_named(tmp_path):
@@ -317,7 +340,7 @@ def test_the_command(tmp_path, capsys):
     assert text.startswith(
         f"kept 3 of 4 pairs, in {target}\ndropped 1 pairs whose chosen log-probability is expected to fall"
     )
-    assert "line 1, ches 5" in text
+    assert f"the worst of what was dropped (in {path}):\n  line 1, ches 5" in text
     assert "good 0" in text
     assert strict((tmp_path / "scored.filtered.jsonl.manifest.json").read_text())["scores"] == {"model": "tiny"}
 
@@ -333,7 +356,10 @@ def test_the_command(tmp_path, capsys):
 
     with open(path, "a") as f:
         f.write("{bad\n")
-    assert main(["filter", path, "--threshold", "2"]) == 3, "a row could not be used"
+    assert main(["filter", path, "--threshold", "2"]) == 2
+    assert "scored.filtered.jsonl' is there already" in capsys.readouterr().err
+    assert kept(target) == rows[1:], "nothing was replaced"
+    assert main(["filter", "--dataset", path, "--threshold", "2", "--overwrite"]) == 3, "a row could not be used"
     text = capsys.readouterr().out
     assert "1 rows have no score, dropped:\n  1 x not JSON" in text
 
@@ -344,6 +370,15 @@ def test_the_command_takes_any_table_with_numbers(tmp_path, capsys):
     assert main(["filter", str(path), "--by", "quality", "--order", "high", "--keep", "0.5"]) == 3
     assert kept(tmp_path / "any.filtered.csv") == [{"name": "c", "quality": "3"}]
     assert "dropped 1 pairs (quality < 3)" in capsys.readouterr().out
+    for words in ([], [str(path), "--dataset", str(path)]):
+        assert main(["filter", *words, "--by", "quality", "--keep", "0.5"]) == 2
+        assert "say once which data" in capsys.readouterr().err
+    assert main(["filter", str(path), "--keep", "0.5", "--overwrite"]) == 2
+    assert (
+        f"score the pairs first, displacement score --model_name_or_path M --dataset {path}" in capsys.readouterr().err
+    )
+    assert main(["filter", str(path), "--by", "quality", "--keep", "0.5", "--output", str(path)]) == 2
+    assert "another place" in capsys.readouterr().err
     assert main(["filter", str(path), "--by", "quality", "--choose"]) == 2
     assert "fit no layout" in capsys.readouterr().err
     assert main(["filter", "some/name", "--keep", "0.5", "--layout", "trl", "--column", "x"]) == 2

@@ -15,9 +15,9 @@ def add(commands: Any) -> None:
         "diagnose",
         run,
         "Why is my chosen reward falling? Reads the log of a finished or running preference training and says whether\n"
-        "the log-probability of the chosen responses fell, how far, whether it came back, and what to try.\n"
-        "LOG: trainer_state.json or the folder it is in (TRL, LLaMA-Factory, axolotl), JSON lines (OpenRLHF), CSV\n"
-        "(wandb), or captured output. Exit code 3 if the verdict is one of --fail_on.",
+        "the log-probability of the chosen responses fell, how far, whether it came back, and what to try. LOG is\n"
+        "trainer_state.json or the folder it is in (TRL, LLaMA-Factory, axolotl), JSON lines (OpenRLHF), CSV (wandb),\n"
+        "or captured output. Exit code 3 if the verdict is one of --fail_on.",
         "displacement diagnose outputs/dpo --beta 0.1 --html diagnosis.html",
     )
     c.add_argument("log", metavar="LOG", type=Path, help="file or folder")

@@ -1,5 +1,7 @@
 """What to try after a diagnosis, with what is known of its price and where that is from."""
 
+import math
+import re
 from dataclasses import asdict, dataclass
 from textwrap import fill
 from typing import Any
@@ -7,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims.diagnosis.scale import USUAL_BETA
+from sims.diagnosis.scale import USUAL_BETA, loss_names
 from sims.diagnosis.verdict import Diagnosis
 from theory.losses import SFT, Pair, get
 
 Array = NDArray[np.float64]
 
-WEIGHTS = (0.005, 1.0, 10.0)  # TRL's documentation has 0.005 (RPO) and 1.0 (IRPO); 10: the paper's, at TOKENS
+WEIGHTS = (1.0, 10.0)  # 1: of TRL's documentation (IRPO); 10: the paper's, at TOKENS
 TOKENS = 100  # of a chosen response, where the log does not tell
 NEARLY = 0.02  # share of pairs ranked right that counts as reached
 PAPER = "Razin et al. 2024, Section 6 and Table 16"
@@ -22,8 +24,7 @@ SFT_LINES = (
     'TRL: DPOConfig(loss_type=["sigmoid", "sft"], loss_weights=[1.0, a])   # a times a mean over the batch\'s tokens',
     "LLaMA-Factory: pref_ftx: a   # a times each response's mean per token: the same for responses of one length",
     "OpenRLHF: --model.nll_loss_coef a   # as LLaMA-Factory",
-    "axolotl: no rpo_alpha any more; dpo_loss_weights where your version has it, as TRL",
-    "the paper's own code: a / n on the summed log-probability, n tokens; its 0.1 to 1 is 10 to 100 here at n = 100",
+    "axolotl: dpo_loss_weights, where your version has it   # as TRL",
 )
 EVAL_LINES = (
     "TRL, LLaMA-Factory, axolotl: eval_strategy=steps, eval_steps=<a tenth of the run>, eval_on_start=true, and as",
@@ -73,9 +74,9 @@ PAIRS = Advice(
     "unfiltered 59 and 48, though they refuse as they should again; on the small models shipped here CHES ranks falls "
     "with Spearman .33 to .48, the exact first-order probe with 1.00 at small steps",
     (
-        "displacement score --model_name_or_path M --dataset D",
+        "displacement score --model_name_or_path M --dataset D --output scored.jsonl",
         "displacement validate --model_name_or_path M --dataset D",
-        "displacement filter ...",
+        "displacement filter scored.jsonl --by ln_ches --keep 0.95",
     ),
     f"{PAPER}; notebooks/results/percentiles.json",
 )
@@ -84,8 +85,8 @@ WHERE = Advice(
     "a log cannot tell whether it went to better answers or to their opposite. Read samples of the model; ask before a "
     "run which tokens gain; watch candidate responses during it",
     (
-        "displacement predict --model_name_or_path M --prompt ... --preferred ... --dispreferred ...",
-        "callbacks=[DisplacementCallback(probe=...)]   # from sims.language.callback",
+        "displacement predict --model_name_or_path M --prompt 'X' --preferred 'Y' --dispreferred 'Z'",
+        "callbacks=[DisplacementCallback(probe=Probe.draw(model, tokenizer, dataset))]   # sims.language.callback",
     ),
 )
 
@@ -126,20 +127,54 @@ def sft_ratios(beta: float, margin: float, tokens: float, weights: tuple[float, 
     return np.array(ratios)
 
 
+def sft_weight(d: Diagnosis) -> float | None:
+    """The weight of the SFT term that the run's settings or `loss` name; NaN where only its name is; None without."""
+    settings = d.log.settings
+    names = [part for name in loss_names(settings.get("loss")) for part in re.split(r"[+:]", name)]
+    weights = settings.get("loss_weights")
+    if "sft" in names:
+        if (
+            not isinstance(weights, list)
+            or len(weights) != len(names)
+            or names[0] == "sft"
+            or not _positive(weights[0])
+        ):
+            return math.nan
+        a = weights[names.index("sft")]
+        return a / weights[0] if _positive(a) else None
+    return float(settings["sft"]) if _positive(settings.get("sft")) else None
+
+
+def _positive(x: Any) -> bool:
+    return isinstance(x, int | float) and 0 < x < math.inf
+
+
 def sft_term(d: Diagnosis) -> Advice:
     """The likelihood term of the chosen responses, as each trainer spells it, and how strong a weight is."""
     beta = d.scale.beta or USUAL_BETA
     m = d.finding.margin
     end = round(m.end, 1) if m is not None and d.scale.unit == "nats" and m.end > 0 else 0.0
+    weight = sft_weight(d)
+    weights, said = WEIGHTS, ""
+    if weight is not None and not math.isnan(weight):
+        weights, said = (weight, 10 * weight), f" (a = {weight:g})"
     shown = []
     for margin in sorted({0.0, end}):
-        pairs = zip(WEIGHTS, sft_ratios(beta, margin, TOKENS), strict=True)
-        shown.append(f"at margin {margin:g}: " + ", ".join(f"{r:.3g} with a = {a:g}" for a, r in pairs))
+        pairs = zip(weights, sft_ratios(beta, margin, TOKENS, weights), strict=True)
+        shown.append(f"at margin {margin:g} " + ", ".join(f"{r:.3g} with a = {a:g}" for a, r in pairs))
+    had = f"this run's{said} did not suffice. " if weight is not None else ""
     text = (
-        "it adds the chosen responses' own log-likelihood. What counts is how much harder the chosen are pushed up "
-        f"than the rejected down, 1 without it; for DPO with beta = {beta:.3g} and {TOKENS} tokens {'; '.join(shown)}. "
-        "In the paper -59 nats became +20 (Gemma-2B) and -48 became +29 (Llama-3-8B), and refusals no longer fell; "
-        "users report cures and worse models (huggingface/trl #800), so watch margin and accuracy beside it"
+        f"{had}It adds a times the chosen responses' own log-likelihood. How much harder the chosen are pushed up than "
+        f"the rejected down (1 without it), for DPO with beta = {beta:.3g} and {TOKENS} tokens: {'; '.join(shown)}. "
+        "In the paper -59 nats became +20 (Gemma-2B) and -48 became +29 (Llama-3-8B); users report cures and worse "
+        "models (huggingface/trl #800), so watch margin and accuracy beside it"
     )
-    source = f"theory.losses.SFT; {PAPER}; `displacement remedy` finds the smallest weight on given features"
-    return Advice("add an SFT term", text, SFT_LINES, source)
+    title = "add an SFT term" if weight is None else "raise the weight of the SFT term"
+    compare = f"displacement validate --model_name_or_path M --dataset D --loss dpo:beta={beta:.3g}"
+    lines = (
+        *SFT_LINES,
+        "on your own pairs, what all of them together do under each loss (sft: a / n, on the sum of n tokens):",
+        f"{compare} --out without-sft",
+        f"{compare}+sft:0.1",
+    )
+    return Advice(title, text, lines, f"theory.losses.SFT; {PAPER}")

@@ -12,11 +12,13 @@ from sims.diagnosis.logs import METRICS, Log
 
 STATE = "trainer_state.json"
 LINES = ("logging.jsonl", "trainer_log.jsonl", "train_metrics.jsonl")  # in a folder, after trainer_state.json
+SHOWN = 8  # candidates named
 ARGUMENTS = ("training_args.json", "args.json")  # ms-swift writes args.json; training_args.bin is a pickle: never read
 SETTINGS = {  # what a settings file calls what is needed here
     "beta": ("beta", "pref_beta", "rl_beta"),
     "loss": ("loss_type", "pref_loss"),
     "ld_alpha": ("ld_alpha",),
+    "loss_weights": ("loss_weights",),
     "sft": ("pref_ftx", "rpo_alpha", "nll_loss_coef"),
 }
 
@@ -28,9 +30,12 @@ def read_log(path: str | Path) -> Log:
         the newest state is taken; JSON lines or CSV with a column per metric; or captured standard output, with the
         dictionaries that transformers prints. A last line that is cut off, as in a running training, is left out.
 
-    Raises ValueError for a file without usable numbers, with what was found instead; OSError if it cannot be read.
+    Raises ValueError where nothing is, or for a file without usable numbers, with what was found instead; OSError if
+    it cannot be read.
     """
     path = Path(path)
+    if not path.exists():
+        raise ValueError(f"no such file or folder: {str(path)!r}; expected a training log or the folder of a run")
     file = _in_folder(path) if path.is_dir() else path
     text = _text(file)
     if not text.strip():
@@ -60,7 +65,17 @@ def _in_folder(folder: Path) -> Path:
     for name in LINES:
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"no {STATE} in {folder} or its checkpoints, and none of {', '.join(LINES)}")
+    others = _others(folder)
+    hint = f"; give one of {', '.join(others[:SHOWN])}{', ...' if len(others) > SHOWN else ''}" if others else ""
+    raise ValueError(f"no {STATE} in {folder} or its checkpoints, and none of {', '.join(LINES)}{hint}")
+
+
+def _others(folder: Path) -> list[str]:
+    """What may have been meant: the runs one or two folders below, else files that look like logs."""
+    runs = {p.parent for name in (STATE, *LINES) for depth in ("*", "*/*") for p in folder.glob(f"{depth}/{name}")}
+    runs = {p.parent if p.name.startswith("checkpoint-") else p for p in runs}
+    files = {p for suffix in ("log", "csv", "jsonl") for p in folder.glob(f"*.{suffix}")}
+    return sorted(str(p) for p in runs or files)
 
 
 def _global_step(state: Path) -> float:
@@ -173,7 +188,7 @@ def _constant(node: ast.expr) -> Any:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """beta, loss, ld_alpha and the weight of an SFT term, where a JSON file of arguments beside the log has them."""
+    """What SETTINGS names, where a JSON file of arguments beside the log has it."""
     out: dict[str, Any] = {}
     for folder in (file.parent, file.parent.parent) if file.parent.name.startswith("checkpoint-") else (file.parent,):
         for name in ARGUMENTS:

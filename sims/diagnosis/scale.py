@@ -54,7 +54,7 @@ class Scale:
 def scale_of(log: Log, beta: float | None, loss: str | None, per_token: bool) -> Scale:
     """What the log, what stands beside it and the user's flags say about its units; ValueError for a beta <= 0."""
     beta, source = _given(log, beta)
-    losses = _names(loss or log.settings.get("loss"))
+    losses = loss_names(loss or log.settings.get("loss"))
     notes = []
     free_beta = _proportional(log)
     free = free_beta is not None or any(name in REFERENCE_FREE for name in losses)
@@ -79,6 +79,11 @@ def scale_of(log: Log, beta: float | None, loss: str | None, per_token: bool) ->
     if not has_rewards and not free:
         notes.append("no rewards in the log: changes are against its first entries")
     token = per_token or _per_token(log, losses)
+    if loss and "ipo" in losses and not token:
+        notes.append(
+            "--loss ipo changes nothing here: by what is logged these are sums over a response, as in TRL from 0.29 on "
+            "and OpenRLHF; --per_token if they are means"
+        )
     if ld := log.settings.get("ld_alpha"):
         notes.append(f"ld_alpha = {ld}: tokens past the shorter response's length count {ld} in these numbers")
     unit = "nats" if metric == "logp" or beta is not None else "units of reward"
@@ -94,7 +99,8 @@ def _given(log: Log, beta: float | None) -> tuple[float | None, str]:
     return beta, source if beta is not None else "unknown"
 
 
-def _names(loss: Any) -> list[str]:
+def loss_names(loss: Any) -> list[str]:
+    """The names in a setting: a list, or text with commas."""
     parts = loss if isinstance(loss, Sequence) and not isinstance(loss, str) else str(loss or "").split(",")
     return [str(p).strip().lower() for p in parts if str(p).strip()]
 

@@ -11,7 +11,7 @@ from sims.diagnosis.logs import Log
 from sims.diagnosis.scale import Scale, scale_of
 
 Name = Literal["no displacement", "displaced", "recovered", "degenerate", "undecided"]
-Severity = Literal["none", "low", "medium", "high"]
+Severity = Literal["none", "low", "medium", "high", "unknown"]  # unknown: displaced, but of what depth is not logged
 
 THRESHOLD = 0.1  # nats per response, a tenth less probable: a smaller fall is none
 SHARE = 0.05  # of the margin gained: a fall that noise may still hide where "no displacement" is said
@@ -28,7 +28,8 @@ RULES: dict[Name, str] = {
     f"and the token accuracy of the chosen is at most {HALF:.0%} of its start, or the entropy per token at least "
     f"{RISE:g} times its start (and {RISE_NATS:g} nat above) or at most {DROP:.0%} of it",
     "displaced": "at the end the chosen log-probability is below its start by more than {limit}, noise "
-    f"included, while the margin grew; severity low below {SHALLOW:.0%}, high from {DEEP:.0%} of -ln pi(chosen) before",
+    f"included, while the margin grew; severity low below {SHALLOW:.0%}, high from {DEEP:.0%} of "
+    "-ln pi(chosen) before, where known",
     "recovered": f"on the way the chosen log-probability was below its start by more than {{limit}}, noise "
     f"included, and at the end {RETURN:.0%} of that is made up and no fall is seen",
     "no displacement": f"at the end a fall of the chosen log-probability by more than {{limit}} or "
@@ -164,7 +165,10 @@ def diagnose(
     scale = scale_of(log, beta, loss, per_token)
     limit = scale.limit(threshold)
     train = _change(log, scale, "train", "margin")
-    return Diagnosis(tuple(_judge(log, scale, split, limit, train) for split in log.splits), scale, limit, log)
+    findings = tuple(_judge(log, scale, split, limit, train) for split in log.splits)
+    if loss is not None:
+        log = replace(log, settings={**log.settings, "loss": loss})
+    return Diagnosis(findings, scale, limit, log)
 
 
 # ---- one split
@@ -264,5 +268,5 @@ def _relative(log: Log, scale: Scale, split: str, chosen: Change) -> float | Non
 def _severity(verdict: Name, relative: float | None) -> Severity:
     if verdict == "displaced" and relative is not None:
         return "high" if relative >= DEEP else "low" if relative < SHALLOW else "medium"
-    known: dict[Name, Severity] = {"degenerate": "high", "displaced": "medium", "recovered": "low"}
+    known: dict[Name, Severity] = {"degenerate": "high", "displaced": "unknown", "recovered": "low"}
     return known.get(verdict, "none")

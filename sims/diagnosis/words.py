@@ -11,6 +11,7 @@ UNKNOWN_BETA = (
     "beta is not in the log, so changes are in units of reward, beta times nats; give --beta to have nats "
     "(signs and shapes are right without; limits in nats are taken at beta = 0.1)"
 )
+NO_SEVERITY = "no severity: it compares the fall with ln pi(chosen) before, which takes "
 
 
 def sentence(d: "Diagnosis") -> str:
@@ -33,7 +34,7 @@ def sentence(d: "Diagnosis") -> str:
     fell = f"the chosen log-probability fell by {-c.end:.3g} {u}"
     if f.verdict == "displaced":
         both = f.rejected is not None and f.rejected.end < 0
-        return f"displaced (severity {f.severity}): {fell}{grew}" + (
+        return f"displaced{_severity(f.severity)}: {fell}{grew}" + (
             "; probability went from both responses to others" if both else ""
         )
     return f"degenerate: {f.cause}" if f.diverged else f"degenerate: {fell}; {f.cause}"
@@ -91,7 +92,16 @@ def notes(d: "Diagnosis") -> tuple[str, ...]:
         )
     if not d.scale.nats:
         out.append(UNKNOWN_BETA)
+    if d.severity == "unknown":
+        logged = len(d.log.series("logp_chosen", d.finding.split)[0]) > 0
+        out.append(
+            NO_SEVERITY + " and ".join(["--beta"] * (not d.scale.nats) + ["logps/chosen in the log"] * (not logged))
+        )
     return tuple(out)
+
+
+def _severity(severity: str) -> str:
+    return "" if severity == "unknown" else f" (severity {severity})"
 
 
 def _interval(split: str) -> str:

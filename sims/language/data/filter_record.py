@@ -50,10 +50,11 @@ class Filtered:
     def warnings(self) -> tuple[str, ...]:
         """What to think of before training on the result."""
         out = []
+        others = " or ".join(name for name in ("ln_ches", "edit_distance") if name != self.by)
         if self.with_length is not None and abs(self.with_length) >= MOSTLY_LENGTH:
             out.append(
                 f"{self.by} is mostly length: Spearman {self.with_length:+.2f} with rejected less chosen "
-                "length; compare ln_ches or edit_distance"
+                f"length; compare {others}"
             )
         if self.rule is not None and self.tied > max(1, 0.05 * self.kept):
             out.append(f"{self.tied} of the kept pairs tie at the threshold: a fraction cannot be met exactly")
@@ -109,7 +110,8 @@ class Filtered:
     def _examples(self) -> str:
         if not self.examples:
             return ""
-        lines = ["the worst of what was dropped:" if self.rule is not None else "the worst:"]
+        rows = ", rows counted from 0" if str(self.examples[0]["where"]).startswith("row") else ""
+        lines = [f"the worst{' of what was dropped' if self.rule is not None else ''} (in {self.source}{rows}):"]
         for x in self.examples:
             lines.append(f"  {x['where']}, {self.by} {x['score']:.4g}")
             lines += [f"    {name:9s}{x[name]}" for name in ("chosen", "rejected") if x.get(name)]

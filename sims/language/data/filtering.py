@@ -78,7 +78,8 @@ def keep_fraction(
 ) -> Rule:
     """The rule that keeps the best fraction `keep` in (0, 1] of the pairs with a score, and what ties with the last."""
     if not 0 < keep <= 1:
-        raise ValueError(f"keep must be a fraction in (0, 1], got {keep:g}")
+        hint = f": {keep:g} % is {keep / 100:g}" if 1 < keep <= 100 else ""
+        raise ValueError(f"keep must be a fraction in (0, 1], got {keep:g}{hint}")
     order = order_of(by, order)
     s = np.sort(finite(scores, by))
     count = math.ceil(keep * len(s) - 1e-9)  # 0.95 of 100 is 95

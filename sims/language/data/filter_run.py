@@ -16,8 +16,18 @@ from tqdm.auto import tqdm
 from sims.files import to_json, write_atomically
 from sims.language.data.filter_record import QUANTILES, Filtered
 from sims.language.data.filtering import (
-    FURTHER, SCORES, Array, Rule, Weights, choose, keep_fraction, order_of, score_of, soft_weights, take,
-)  # fmt: skip
+    FURTHER,
+    SCORES,
+    Array,
+    Rule,
+    Weights,
+    choose,
+    keep_fraction,
+    order_of,
+    score_of,
+    soft_weights,
+    take,
+)
 from sims.language.data.joined import RAW
 from sims.language.data.layouts import Layout
 from sims.language.data.table import Row, Table, open_table

@@ -270,6 +270,11 @@ def test_the_best_model_loaded_at_the_end_is_not_measured_as_the_last(model, tmp
             log.log(loss=1.0)
         callback.on_train_end(log.args, log.state, log.control, model=model.network)
         assert callback.steps == steps
+    callback = DisplacementCallback(probe=callback.probe, every=2)
+    log = Log(callback, tmp_path, network=model.network, load_best_model_at_end=True)
+    log.state.max_steps = 1
+    log.log(loss=1.0)
+    assert callback.steps == [0, 1], "the last step is measured before another model is loaded"
 
 
 def test_the_sign_the_threshold_and_beta_decide(tmp_path):

@@ -574,6 +574,15 @@ def test_collapse(more, cause):
     assert diagnose(Log.of(kept), beta=0.1).verdict == "no displacement", "no collapse without a fall"
 
 
+def test_price_and_whether_it_still_falls():
+    still = diagnose(Log.of(entries(np.linspace(0, -2, 12), np.linspace(0, 8, 12))), beta=0.1)
+    assert "price: the chosen lost 0.25 for each 1 of margin gained" in still.evidence
+    assert "still falling: -5.45 nats since the window before" in still.evidence  # three of eleven equal steps of 20
+    over = diagnose(Log.of(entries(np.r_[np.linspace(0, -2, 6), [-2.0] * 6], np.linspace(0, 8, 12))), beta=0.1)
+    assert over.verdict == "displaced"
+    assert not any("still falling" in e for e in over.evidence)
+
+
 def test_severity():
     def severity(reference: float) -> str:
         rows = [{"step": s, "eval_rewards/chosen": -0.1 * f, "eval_rewards/rejected": -0.3 * f, "eval_logps/chosen": reference - f,

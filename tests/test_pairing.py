@@ -85,7 +85,7 @@ IMPLICIT = {
     "texts": {"chosen": "Q: what? A: this", "rejected": "Q: what? A: that one"},
     "texts that share a space": {"chosen": "Tell me more please", "rejected": "Tell me less please"},
     "texts that share half a word": {"chosen": "It is useful", "rejected": "It is useless"},
-    "texts of which one begins the other": {"chosen": "Tell me a", "rejected": "Tell me a story"},
+    "texts of which one begins the other": {"chosen": "Tell me ~", "rejected": "Tell me ~ all"},
     "conversations": {"chosen": [ask(TEXTS[0]), answer(TEXTS[1])], "rejected": [ask(TEXTS[0]), answer(TEXTS[2])]},
     "longer conversations": {
         "chosen": [ask("a"), answer("b"), ask("c"), answer("d")],

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from sims.language.data.layouts import LAYOUTS, detect_layout
-from sims.language.data.table import Row, open_table
+from sims.language.data.rows import Row
+from sims.language.data.table import open_table
 from sims.language.pairing import Example
 
 USER = {"role": "user", "content": "Q"}

@@ -13,7 +13,8 @@ from sims.cli import main
 from sims.language.data.filter_run import filter_table
 from sims.language.data.filtering import FURTHER, SCORES, Rule, choose, keep_fraction, order_of, soft_weights
 from sims.language.data.layouts import detect_layout
-from sims.language.data.table import Row, open_table
+from sims.language.data.rows import Row
+from sims.language.data.table import open_table
 
 numbers = st.lists(st.integers(-400, 400).map(lambda n: n / 8) | st.integers(-3, 3).map(float), min_size=1, max_size=60)
 

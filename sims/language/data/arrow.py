@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sims.language.data.table import Row, Table
+from sims.language.data.rows import Row, Table
 
 BATCH = 2048  # rows at a time
 

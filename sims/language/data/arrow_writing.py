@@ -8,7 +8,7 @@ from typing import Any
 
 from sims.language.data.arrow import BATCH, ArrowTable
 from sims.language.data.joined import RAW, Joined
-from sims.language.data.table import Row, Table
+from sims.language.data.rows import Row, Table
 
 GROUP = 1 << 26  # bytes of a Parquet row group, about
 

@@ -30,7 +30,8 @@ from sims.language.data.filtering import (
 )
 from sims.language.data.joined import RAW
 from sims.language.data.layouts import Layout
-from sims.language.data.table import Row, Table, open_table
+from sims.language.data.rows import Row, Table
+from sims.language.data.table import open_table
 from sims.language.data.writing import kind_of, write_table
 from sims.language.ranks import correlations
 from theory import __version__

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sims.language.data.arrow import ArrowTable
-from sims.language.data.table import Table
+from sims.language.data.rows import Table
 
 RAW = "raw"  # the column that holds the text of a row that could not be read
 Added = Mapping[str, Any] | None

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from sims.language.data.table import HEAD, Row, Table
+from sims.language.data.rows import HEAD, Row, Table
 from sims.language.pairing import Example
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}

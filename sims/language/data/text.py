@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from sims.language.data.table import Row, Table
+from sims.language.data.rows import Row, Table
 
 BOM = b"\xef\xbb\xbf"
 MARK = 1024  # rows from one remembered place in the file to the next

@@ -15,7 +15,8 @@ from typing import Any, cast
 from sims.language.data.arrow import BATCH
 from sims.language.data.arrow_writing import write_folder, write_parquet
 from sims.language.data.joined import RAW, Added, Joined, check_names
-from sims.language.data.table import SUFFIXES, Table
+from sims.language.data.rows import Table
+from sims.language.data.table import SUFFIXES
 
 
 def write_table(

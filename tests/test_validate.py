@@ -19,8 +19,7 @@ from sims.language.fitting import Recipe, fit
 from sims.language.model import LanguageModel, new_model, save
 from sims.language.preferences import PreferencePair, train_preferences
 from sims.language.studies.graded import graded_pairs, sampled_pairs
-from sims.language.validation import around_percentile, draw_pairs, oriented, validate
-from sims.language.validation_record import (
+from sims.language.validation.record import (
     LENGTH,
     PERCENTILES,
     SCORES,
@@ -30,7 +29,8 @@ from sims.language.validation_record import (
     ranges,
     runs_needed,
 )
-from sims.language.validation_runs import Kept, Restarts, log_probs, portions
+from sims.language.validation.runs import Kept, Restarts, log_probs, portions
+from sims.language.validation.study import around_percentile, draw_pairs, oriented, validate
 from sims.language.worlds.requests import RequestsWorld
 from sims.plots.validation import plot_change, plot_lift, plot_validation
 from theory import SolverError

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sims.commands._shared import check_folder
     from sims.commands.lm._shared import parse_loss
     from sims.files import to_json, write_atomically
-    from sims.language.validation import FEWEST, draw_pairs, validate
+    from sims.language.validation.study import FEWEST, draw_pairs, validate
     from sims.plots.validation import save_validation
 
     a, out = arguments, check_folder(arguments.out)

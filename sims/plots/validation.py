@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from sims.figures import save_picture
-from sims.language.validation_record import LENGTH, SCORES, WORTH, Validation
+from sims.language.validation.record import LENGTH, SCORES, WORTH, Validation
 from sims.palette import BLACK, BLUE, FAINT, GREEN, GREY, ORANGE, PINK, RED, SKY
 from sims.plots._axes import figure_of, new_figure, styled
 

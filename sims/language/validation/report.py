@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sims.language.ranks import LEVEL
-from sims.language.validation_record import DROPPED, LENGTH, PERCENTILES, PROBES, SCORES, WORTH, Finding, Validation
+from sims.language.validation.record import DROPPED, LENGTH, PERCENTILES, PROBES, SCORES, WORTH, Finding, Validation
 
 VERDICTS = {  # in more words
     "no better than length": "no better than the difference in response length",

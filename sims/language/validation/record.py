@@ -215,7 +215,7 @@ class Validation:
         )
 
     def __str__(self) -> str:
-        from sims.language.validation_report import report
+        from sims.language.validation.report import report
 
         return report(self)
 

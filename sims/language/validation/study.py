@@ -26,8 +26,8 @@ from sims.language.preferences import PreferencePair
 from sims.language.scores import ALPHA as RMSPROP
 from sims.language.scoring.scorer import Scorer
 from sims.language.scoring.together import Together, together
-from sims.language.validation_record import LENGTH, PERCENTILES, SCORES, Validation
-from sims.language.validation_runs import Course, Kept, Restarts, check_trainable, sought, trained
+from sims.language.validation.record import LENGTH, PERCENTILES, SCORES, Validation
+from sims.language.validation.runs import Course, Kept, Restarts, check_trainable, sought, trained
 from theory import __version__
 from theory._check import POSITIVE, check_count, check_number, unknown
 from theory.losses import Loss, Pair

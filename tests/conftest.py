@@ -12,6 +12,6 @@ _SLOW_DATA = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 settings.register_profile("dev", max_examples=25, deadline=None, suppress_health_check=_SLOW_DATA)
 settings.register_profile(
-    "ci", max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=_SLOW_DATA
+    "ci", max_examples=45, deadline=None, derandomize=True, database=None, suppress_health_check=_SLOW_DATA
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))

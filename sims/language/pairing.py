@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sims.language.model import LanguageModel
 from sims.language.preferences import PreferencePair
+from sims.language.responses import shared
 
 Message = Mapping[str, Any]
 Said = str | Sequence[Message] | Sequence[int]  # a text, messages, or token ids
@@ -139,7 +140,7 @@ def _checked(model: LanguageModel, ids: Sequence[Any], name: str) -> list[int]:
 
 
 def _pair(model: LanguageModel, start: list[int], plus: list[int], minus: list[int], limit: int) -> Tokenized:
-    common = min(_common(start, plus), _common(start, minus))
+    common = min(shared(start, plus), shared(start, minus))
     notes = []
     if common < len(start):
         lost = model.tokenizer.decode(start[common:])
@@ -160,8 +161,3 @@ def _pair(model: LanguageModel, start: list[int], plus: list[int], minus: list[i
     if y == z:
         raise ValueError(f"chosen and rejected are the same in their first {limit} tokens")
     return Tokenized(PreferencePair(tuple(prompt), tuple(y), tuple(z)), "; ".join(notes))
-
-
-def _common(x: list[int], y: list[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(x, y, strict=False)))

@@ -79,6 +79,11 @@ def hidden_states(model: LanguageModel, sequences: Sequence[Ids]) -> Tensor:
     return model.network.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 
+def shared(x: Ids, y: Ids) -> int:
+    """How many tokens two sequences begin with alike."""
+    return next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(len(x), len(y)))
+
+
 def padded(sequences: Sequence[Ids]) -> Tensor:
     """(N, T) tokens, zeros on the right."""
     longest = max(len(x) for x in sequences)

@@ -17,7 +17,8 @@ from sims.language.outlook.check import Theory, checked, error_of
 from sims.language.outlook.paths import Local, local
 from sims.language.outlook.record import Checked, Foretold, Gainer, Outlook
 from sims.language.outlook.step import OPTIMIZERS, FirstStep, Network, first_step
-from sims.language.outlook.texts import Question, shared, spelt
+from sims.language.outlook.texts import Question, spelt
+from sims.language.responses import shared
 from theory._check import POSITIVE, check_count, check_number, unknown
 from theory.losses import Loss, get
 

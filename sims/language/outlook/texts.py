@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sims.language.model import LanguageModel
-from sims.language.responses import Ids, sample
+from sims.language.responses import Ids, sample, shared
 
 Tokens = tuple[int, ...]
 
@@ -146,11 +146,6 @@ def _sampled(model: LanguageModel, prompt: Ids, samples: int, most: int, seed: i
 
 def _pieces(model: LanguageModel, ids: Ids) -> str:
     return repr(model.tokenizer.convert_ids_to_tokens(list(ids)))
-
-
-def shared(x: Ids, y: Ids) -> int:
-    """How many first tokens two sequences share."""
-    return next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(len(x), len(y)))
 
 
 def spelt(model: LanguageModel, token: int) -> str:

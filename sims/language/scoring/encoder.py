@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sims.language.model import LanguageModel
 from sims.language.preferences import PreferencePair
+from sims.language.responses import shared
 from sims.language.scoring.encoded import Encoded
 from sims.language.scoring.matmul import Products
 from theory._check import check_count, unknown
@@ -100,12 +101,12 @@ class Encoder:
             if problem := self.problem(p):
                 raise ValueError(problem)
         sizes = [(self.sharing(p).allowed if self.share else False) for p in pairs]
-        for shared in (True, False):
-            mine = [i for i, s in enumerate(sizes) if s == shared]
-            size = {i: (_packed_length if shared else _longest)(pairs[i]) for i in mine}
-            for index in self._batches(size, 1 if shared else 2):
+        for together in (True, False):
+            mine = [i for i, s in enumerate(sizes) if s == together]
+            size = {i: (_packed_length if together else _longest)(pairs[i]) for i in mine}
+            for index in self._batches(size, 1 if together else 2):
                 part = [pairs[i] for i in index]
-                yield Encoded(index, *(self._together(part) if shared else self._apart(part)))
+                yield Encoded(index, *(self._together(part) if together else self._apart(part)))
 
     def problem(self, pair: PreferencePair) -> str:
         """Why a pair cannot be encoded; empty if it can."""
@@ -141,7 +142,7 @@ class Encoder:
         plus, minus = (np.zeros((len(pairs), T), dtype=bool) for _ in range(2))
         for b, p in enumerate(pairs):
             chosen, rejected = (*p.prompt, *p.preferred[:-1]), (*p.prompt, *p.dispreferred[:-1])
-            x, s, c, n = len(p.prompt), _common(chosen, rejected), len(chosen), _packed_length(p)
+            x, s, c, n = len(p.prompt), shared(chosen, rejected), len(chosen), _packed_length(p)
             at = slice(T - n, T) if self.left else slice(0, n)
             ids[b, at] = (*chosen, *rejected[s:])
             position[b, at] = (*range(c), *range(s, len(rejected)))
@@ -274,12 +275,7 @@ def _longest(pair: PreferencePair) -> int:
 def _packed_length(pair: PreferencePair) -> int:
     """Tokens to run when what both texts begin with is run once."""
     n, m = len(pair.preferred) - 1, len(pair.dispreferred) - 1
-    return len(pair.prompt) + n + m - _common(pair.preferred[:n], pair.dispreferred[:m])
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens that both begin with."""
-    return next((i for i, (s, t) in enumerate(zip(a, b, strict=False)) if s != t), min(len(a), len(b)))
+    return len(pair.prompt) + n + m - shared(pair.preferred[:n], pair.dispreferred[:m])
 
 
 def _deviation(states: Iterable[Tensor], others: Iterable[Tensor]) -> float:

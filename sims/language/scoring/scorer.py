@@ -31,6 +31,7 @@ from torch import Tensor
 from sims.language.model import LanguageModel
 from sims.language.pairing import Example, Tokenized, tokenize
 from sims.language.preferences import PreferencePair
+from sims.language.responses import shared
 from sims.language.scoring.encoded import Encoded
 from sims.language.scoring.encoder import Encoder
 from sims.language.scoring.head import alpha_term, log_probs
@@ -200,12 +201,11 @@ def of_tokens(pair: PreferencePair) -> dict[str, float]:
     """The columns that need no model."""
     y, z = pair.preferred, pair.dispreferred
     shorter = min(len(y), len(z))
-    same = next((i for i in range(shorter) if y[i] != z[i]), shorter)
     return {
         "edit_distance": -edit_similarity(y, z),
         "len_chosen": float(len(y)),
         "len_rejected": float(len(z)),
-        "shared_prefix": same / shorter,
+        "shared_prefix": shared(y, z) / shorter,
     }
 
 

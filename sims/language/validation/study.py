@@ -2,14 +2,14 @@
 
 Pairs are scored by the model as it is, then it is trained for a few steps on each pair alone (or on disjoint subsets),
 always from the same weights, and the change of ln pi(y+) is compared with the scores. A first-order score cannot be
-judged at an arbitrary step size: unless a learning rate is given, one is sought at which the margin grows by about one
-nat in the median run.
+judged at an arbitrary step size: unless a learning rate is given, one is sought at which the margin of the median run
+grows by about as much as asked for.
 """
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -172,8 +172,7 @@ def validate(
         "exact": exact,  # whether the probes are first-order changes of this loss
         "version": __version__,
     }
-    found = _record(parameters, [names[i] for i in usable], scores, subsets, done, seconds)
-    return replace(found, first=first, whole=np.stack([x.mean(axis=1) for x in whole[:2]]))
+    return _record(parameters, [names[i] for i in usable], scores, subsets, done, seconds, first, whole)
 
 
 def _record(
@@ -183,8 +182,11 @@ def _record(
     subsets: Sequence[Sequence[int]],
     done: Sequence[Course],
     seconds: dict[str, float],
+    first: Together,
+    whole: Course,
 ) -> Validation:
-    """done : the courses of the subsets, and after them five for each score if its percentiles were trained on."""
+    """done : the courses of the subsets, and after them five for each score if its percentiles were trained on.
+    whole : that of all pairs."""
     n = len(subsets)
     chosen, rejected = (np.array([x.mean(axis=1) for x in own]) for own in zip(*(c[:2] for c in done), strict=True))
     change = (chosen[n:, -1] - chosen[n:, 0]).reshape(-1, len(PERCENTILES))
@@ -197,6 +199,8 @@ def _record(
         rejected[:n],
         dict(zip(scores, change, strict=False)),
         seconds | {"run": float(np.median([c.seconds for c in done[:n]]))},
+        first,
+        np.stack([x.mean(axis=1) for x in whole[:2]]),
     )
 
 
